@@ -1,0 +1,3 @@
+#include <zipcache/zipcache.hpp>
+
+int main() {}

@@ -1,0 +1,2 @@
+// As odr.cpp, for the CUDA headers.
+#include <zipcache/zipcache.cuh>

@@ -1,4 +1,9 @@
-# As a subproject, zipcache adds its targets and nothing else.
+# As a subproject, zipcache adds its one target and changes nothing else. To be included before zipcache is
+# added, and asked after that.
+set(build_type_before "${CMAKE_BUILD_TYPE}")
+set(flags_before "${CMAKE_CXX_FLAGS}")
+set(standard_before "${CMAKE_CXX_STANDARD}")
+
 function(check_subproject directory)
   get_property(targets DIRECTORY "${directory}" PROPERTY BUILDSYSTEM_TARGETS)
   get_property(tests DIRECTORY "${directory}" PROPERTY TESTS)
@@ -7,7 +12,8 @@ function(check_subproject directory)
     message(FATAL_ERROR "zipcache adds more than one target to its parent: "
       "targets '${targets}', tests '${tests}', directories '${subdirectories}'.")
   endif()
-  if(CMAKE_BUILD_TYPE OR DEFINED CMAKE_CXX_STANDARD OR NOT CMAKE_CXX_FLAGS STREQUAL "")
+  if(NOT "${build_type_before}|${flags_before}|${standard_before}" STREQUAL
+      "${CMAKE_BUILD_TYPE}|${CMAKE_CXX_FLAGS}|${CMAKE_CXX_STANDARD}")
     message(FATAL_ERROR "zipcache changed the build type, the standard or the flags of its parent.")
   endif()
 endfunction()

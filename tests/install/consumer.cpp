@@ -1,5 +1,5 @@
-// The program of every consumer project: it prints the version that it was compiled with, and fails if
-// that is not the version of the project that it asked for.
+// The program of every consumer project: it prints the version that it was compiled with, and fails
+// if that is not the version of the project that it asked for.
 #include <cstdio>
 #include <cstring>
 

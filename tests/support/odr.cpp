@@ -1,3 +1,3 @@
-// The second translation unit of every test program: what a header defines without inline, the linker
-// then finds twice.
+// The second translation unit of every test program: what a header defines without inline, the
+// linker then finds twice.
 #include <zipcache/zipcache.hpp>

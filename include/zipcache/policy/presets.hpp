@@ -1,0 +1,45 @@
+// Published methods as sets of policies; each differs from the others in its arguments alone.
+#pragma once
+
+#include <zipcache/policy/policies.hpp>
+
+namespace zipcache::presets {
+
+/// ZipCache (He et al., NeurIPS 2024): channelwise keys, channel-separable tokenwise values, 60 %
+/// salient tokens at 4 bits by normalized attention of 5 % recent and 5 % random probes, the rest
+/// at 2. The interval is 160 instead of the paper's 100 since 160 tokens fill tiles of 32 exactly
+/// at 60 % (96 + 64).
+using paper = policies<keys<channelwise, 4, 2>, values<channel_separable_tokenwise, 4, 2>,
+                       normalized_attention, per_kv_head, recent_and_random_probes,
+                       salient_share<60>, sink_tokens<0>, every_interval<160>>;
+
+/// Everything in 16 bits, in the same pages.
+using uncompressed =
+    policies<keys<channelwise, 16, 16>, values<tokenwise, 16, 16>, recency, per_kv_head,
+             recent_probes, all_salient, sink_tokens<0>, every_interval<32>>;
+
+/// MiKV (Yang et al., 2024): important tokens by accumulated attention of all rows, tokenwise keys
+/// and values.
+using mikv =
+    policies<keys<tokenwise, 4, 2>, values<tokenwise, 4, 2>, accumulated_attention, per_kv_head,
+             all_probes, salient_share<60>, sink_tokens<0>, every_interval<160>>;
+
+/// H2O (Zhang et al., NeurIPS 2023): heavy hitters by accumulated attention and recent tokens, half
+/// each, stay in 16 bits; the others are evicted. Evicts once an interval, not with every token.
+using h2o =
+    policies<keys<channelwise, 16, 0>, values<tokenwise, 16, 0>, accumulated_attention, per_kv_head,
+             all_probes, heavy_and_recent_share<40>, sink_tokens<0>, every_interval<160>>;
+
+/// KIVI (Liu et al., ICML 2024) at 2 bits: keys channelwise in blocks of 32 tokens, values in
+/// groups of 32 channels, the newest 128 tokens in 16 bits.
+using kivi_2bit =
+    policies<keys<channelwise_blocks, 2, 2>, values<groupwise<32>, 2, 2>, recency, per_kv_head,
+             recent_probes, all_regular, sink_tokens<0>, blocks_behind_window<32, 128>>;
+
+/// One class at 4 bits with the paper's group layouts: what the salient tokens get, for every
+/// token.
+using uniform_4bit =
+    policies<keys<channelwise, 4, 4>, values<channel_separable_tokenwise, 4, 4>, recency,
+             per_kv_head, recent_probes, all_salient, sink_tokens<0>, every_interval<160>>;
+
+}  // namespace zipcache::presets

@@ -1,0 +1,211 @@
+// Quantizing rows of one head on the CPU: statistics, parameters, codes and back. In: rows of a
+// [tokens, head_dim] matrix. Out: one code a value, and (step, min) pairs laid out as the
+// granularity says. The arithmetic is that of affine.hpp; this file only loops. Twin: quantize.cuh.
+// @equality same_bytes
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <zipcache/core/backend.hpp>
+#include <zipcache/core/error.hpp>
+#include <zipcache/core/shape.hpp>
+#include <zipcache/core/view.hpp>
+#include <zipcache/quantize/affine.hpp>
+#include <zipcache/quantize/granularity.hpp>
+
+namespace zipcache {
+namespace detail {
+
+/// Rows [head_dim] of the tokens that are quantized together, in ascending token order.
+template <class Element>
+using row_span = std::span<const Element* const>;
+
+/// c_j = sqrt(max_i |x_ij|) of every channel over all `rows`. magnitudes [head_dim]
+template <class Storage, class Element>
+void fit_channel_magnitudes(row_span<Element> rows, int32_t head_dim, Storage* magnitudes) {
+  std::vector<float> largest(static_cast<size_t>(head_dim), 0.0f);
+  for (const Element* row : rows) {
+    for (int32_t channel = 0; channel < head_dim; ++channel) {
+      const float x = std::fabs(to_float(row[channel]));
+      float& entry = largest[static_cast<size_t>(channel)];
+      entry = is_finite(x) && x > entry ? x : entry;
+    }
+  }
+  for (int32_t channel = 0; channel < head_dim; ++channel) {
+    magnitudes[channel] = channel_magnitude<Storage>(largest[static_cast<size_t>(channel)]);
+  }
+}
+
+/// One pair for each channel over all `rows`. params [head_dim]
+template <int Bits, class Storage, class Element>
+void fit_channels(row_span<Element> rows, int32_t head_dim, affine_params<Storage>* params) {
+  std::vector<value_range> ranges(static_cast<size_t>(head_dim));
+  for (const Element* row : rows) {
+    for (int32_t channel = 0; channel < head_dim; ++channel) {
+      value_range& range = ranges[static_cast<size_t>(channel)];
+      range = include(range, to_float(row[channel]));
+    }
+  }
+  for (int32_t channel = 0; channel < head_dim; ++channel) {
+    params[channel] = affine<Bits>::template fit<Storage>(ranges[static_cast<size_t>(channel)]);
+  }
+}
+
+/// The value that is quantized: x itself, or x / c_j under channel-separable layouts.
+template <class Granularity, class Storage, class Element>
+float normalized_value(const Element* row, int32_t channel, const Storage* magnitudes) {
+  const float x = to_float(row[channel]);
+  if constexpr (Granularity::has_channel_magnitudes) {
+    return divide(x, to_float(magnitudes[channel]));
+  } else {
+    return x;
+  }
+}
+
+/// One pair for each group of channels of one token. params [groups_per_token]
+template <class Granularity, int Bits, class Storage, class Element>
+void fit_token(const Element* row, int32_t head_dim, const Storage* magnitudes,
+               affine_params<Storage>* params) {
+  const int32_t group_size = channels_per_group<Granularity>(head_dim);
+  for (int32_t group = 0; group < groups_per_token<Granularity>(head_dim); ++group) {
+    value_range range;
+    for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel) {
+      range = include(range, normalized_value<Granularity>(row, channel, magnitudes));
+    }
+    params[group] = affine<Bits>::template fit<Storage>(range);
+  }
+}
+
+/// Codes of one row. `params` is indexed by channel or by group, as the granularity's axis says.
+/// codes [head_dim]
+template <class Granularity, int Bits, class Storage, class Element>
+void quantize_row(const Element* row, int32_t head_dim, const affine_params<Storage>* params,
+                  const Storage* magnitudes, uint8_t* codes) {
+  const int32_t run =
+      Granularity::axis == parameter_axis::channel ? 1 : channels_per_group<Granularity>(head_dim);
+  for (int32_t group = 0; group < head_dim / run; ++group) {
+    const affine_scale scale = affine<Bits>::widen(params[group]);
+    for (int32_t channel = group * run; channel < (group + 1) * run; ++channel) {
+      const float x = normalized_value<Granularity>(row, channel, magnitudes);
+      codes[channel] = static_cast<uint8_t>(affine<Bits>::quantize(x, scale));
+    }
+  }
+}
+
+/// The inverse of `quantize_row`. out [head_dim]
+template <class Granularity, int Bits, class Storage>
+void dequantize_row(const uint8_t* codes, int32_t head_dim, const affine_params<Storage>* params,
+                    const Storage* magnitudes, float* out) {
+  const int32_t run =
+      Granularity::axis == parameter_axis::channel ? 1 : channels_per_group<Granularity>(head_dim);
+  for (int32_t group = 0; group < head_dim / run; ++group) {
+    const affine_scale scale = affine<Bits>::widen(params[group]);
+    for (int32_t channel = group * run; channel < (group + 1) * run; ++channel) {
+      const float x = affine<Bits>::dequantize(codes[channel], scale);
+      out[channel] = Granularity::has_channel_magnitudes ? x * to_float(magnitudes[channel]) : x;
+    }
+  }
+}
+
+template <class Granularity>
+void check_granularity(int32_t head_dim) {
+  check_head_dim(head_dim);
+  require(head_dim % channels_per_group<Granularity>(head_dim) == 0,
+          Granularity::name() + " does not divide head_dim, which is " + std::to_string(head_dim));
+}
+
+}  // namespace detail
+
+/// A quantized [num_heads, num_tokens, head_dim] tensor in memory of the caller, unpacked: one byte
+/// a code.
+template <class Granularity, int Bits, class Storage = half>
+struct code_view {
+  int32_t num_heads;
+  int64_t num_tokens;
+  int32_t head_dim;
+  uint8_t* codes;                  ///< [num_heads, num_tokens, head_dim]
+  affine_params<Storage>* params;  ///< [num_heads, params_per_head(num_tokens, head_dim)]
+  Storage*
+      magnitudes;  ///< [num_heads, head_dim]; may be null unless the layout is channel-separable
+
+  static constexpr int64_t params_per_head(int64_t num_tokens, int32_t head_dim) {
+    if (Granularity::axis == parameter_axis::token)
+      return num_tokens * groups_per_token<Granularity>(head_dim);
+    return Granularity::home == parameter_home::segment
+               ? head_dim
+               : ceil_div<int64_t>(num_tokens, 32) * head_dim;
+  }
+
+  uint8_t* code_row(int64_t head, int64_t token) const {
+    return codes + (head * num_tokens + token) * head_dim;
+  }
+
+  affine_params<Storage>* param_row(int64_t head, int64_t token) const {
+    affine_params<Storage>* head_params = params + head * params_per_head(num_tokens, head_dim);
+    if (Granularity::axis == parameter_axis::token)
+      return head_params + token * groups_per_token<Granularity>(head_dim);
+    return Granularity::home == parameter_home::segment ? head_params
+                                                        : head_params + token / 32 * head_dim;
+  }
+
+  Storage* magnitude_row(int64_t head) const {
+    return Granularity::has_channel_magnitudes ? magnitudes + head * head_dim : nullptr;
+  }
+};
+
+/// @brief Quantizes a whole tensor as one segment of one class.
+/// @param[in] x  [num_heads, num_tokens, head_dim]; non-finite values take no part in a range and
+/// get an end code or 0
+/// @param[out] out  codes, pairs and magnitudes, of the same shape
+/// @throws argument_error  shapes that differ, a head_dim that is no multiple of 16 up to 256
+/// @equality same_bytes
+template <class Granularity, int Bits, class Storage, cache_element Element>
+void quantize(cpu_backend, tensor_view<const Element> x,
+              code_view<Granularity, Bits, Storage> out) {
+  detail::check_granularity<Granularity>(x.head_dim);
+  detail::require_equal("num_heads", out.num_heads, x.num_heads);
+  detail::require_equal("num_tokens", out.num_tokens, x.num_tokens);
+  detail::require_equal("head_dim", out.head_dim, x.head_dim);
+  std::vector<const Element*> rows(static_cast<size_t>(x.num_tokens));
+  for (int32_t head = 0; head < x.num_heads; ++head) {
+    for (int64_t token = 0; token < x.num_tokens; ++token)
+      rows[static_cast<size_t>(token)] = x.row(head, token);
+    const detail::row_span<Element> all = rows;
+    Storage* magnitudes = out.magnitude_row(head);
+    if constexpr (Granularity::has_channel_magnitudes)
+      detail::fit_channel_magnitudes<Storage, Element>(all, x.head_dim, magnitudes);
+    for (int64_t token = 0; token < x.num_tokens; ++token) {
+      affine_params<Storage>* params = out.param_row(head, token);
+      if constexpr (Granularity::axis == parameter_axis::token) {
+        detail::fit_token<Granularity, Bits>(x.row(head, token), x.head_dim, magnitudes, params);
+      } else if (Granularity::home == parameter_home::segment ? token == 0 : token % 32 == 0) {
+        const size_t first = static_cast<size_t>(token);
+        const size_t count = Granularity::home == parameter_home::segment
+                                 ? all.size()
+                                 : least<size_t>(32, all.size() - first);
+        detail::fit_channels<Bits, Storage, Element>(all.subspan(first, count), x.head_dim, params);
+      }
+      detail::quantize_row<Granularity, Bits>(x.row(head, token), x.head_dim, params, magnitudes,
+                                              out.code_row(head, token));
+    }
+  }
+}
+
+/// @brief The values that the codes stand for. x [num_heads, num_tokens, head_dim]
+template <class Granularity, int Bits, class Storage>
+void dequantize(cpu_backend, code_view<Granularity, Bits, Storage> codes, tensor_view<float> x) {
+  detail::require_equal("num_heads", x.num_heads, codes.num_heads);
+  detail::require_equal("num_tokens", x.num_tokens, codes.num_tokens);
+  detail::require_equal("head_dim", x.head_dim, codes.head_dim);
+  for (int32_t head = 0; head < x.num_heads; ++head) {
+    for (int64_t token = 0; token < x.num_tokens; ++token) {
+      detail::dequantize_row<Granularity, Bits>(codes.code_row(head, token), x.head_dim,
+                                                codes.param_row(head, token),
+                                                codes.magnitude_row(head), x.row(head, token));
+    }
+  }
+}
+
+}  // namespace zipcache

@@ -1,0 +1,93 @@
+// Budgets: how many tokens are salient, and which are so whatever their score.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include <zipcache/policy/roles.hpp>
+
+namespace zipcache {
+
+/// Numbers of a budget. `salient_ratio` is a share of the tokens that are classified together.
+struct budget_options {
+  double salient_ratio = 0.0;
+  int64_t salient_count = 0;
+};
+
+namespace detail {
+
+inline int64_t share_of(int64_t num_tokens, double ratio) {
+  return std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(num_tokens) * ratio + 0.5), 0,
+                             num_tokens);
+}
+
+}  // namespace detail
+
+/// A share of the tokens, rounded to the nearest number; `DefaultPercent` unless the cache's
+/// options say otherwise.
+template <int DefaultPercent>
+struct salient_share {
+  static_assert(DefaultPercent >= 0 && DefaultPercent <= 100,
+                "zipcache: a share is between 0 and 100 percent");
+  using role = budget_role;
+  static constexpr double default_ratio = DefaultPercent / 100.0;
+  static constexpr bool uses_scores = DefaultPercent > 0;
+  static int64_t num_salient(int64_t num_tokens, const budget_options& options) {
+    return detail::share_of(num_tokens, options.salient_ratio);
+  }
+  static int64_t num_recent(int64_t, const budget_options&) { return 0; }
+  static std::string name() { return "share"; }
+};
+
+/// A fixed number of tokens of every segment (`salient_count` of the options).
+struct salient_count {
+  using role = budget_role;
+  static constexpr double default_ratio = 0.0;
+  static constexpr bool uses_scores = true;
+  static int64_t num_salient(int64_t num_tokens, const budget_options& options) {
+    return std::clamp<int64_t>(options.salient_count, 0, num_tokens);
+  }
+  static int64_t num_recent(int64_t, const budget_options&) { return 0; }
+  static std::string name() { return "count"; }
+};
+
+/// H2O: half of the share are the highest scores, the other half are the most recent tokens.
+template <int DefaultPercent>
+struct heavy_and_recent_share : salient_share<DefaultPercent> {
+  static int64_t num_recent(int64_t num_tokens, const budget_options& options) {
+    return detail::share_of(num_tokens, options.salient_ratio) / 2;
+  }
+  static std::string name() { return "heavy_and_recent"; }
+};
+
+/// One class only: every token is salient.
+struct all_salient {
+  using role = budget_role;
+  static constexpr double default_ratio = 1.0;
+  static constexpr bool uses_scores = false;
+  static int64_t num_salient(int64_t num_tokens, const budget_options&) { return num_tokens; }
+  static int64_t num_recent(int64_t, const budget_options&) { return 0; }
+  static std::string name() { return "all_salient"; }
+};
+
+/// One class only: every token is regular.
+struct all_regular {
+  using role = budget_role;
+  static constexpr double default_ratio = 0.0;
+  static constexpr bool uses_scores = false;
+  static int64_t num_salient(int64_t, const budget_options&) { return 0; }
+  static int64_t num_recent(int64_t, const budget_options&) { return 0; }
+  static std::string name() { return "all_regular"; }
+};
+
+/// The first `Count` tokens of a sequence (attention sinks) stay in 16 bits.
+template <int Count>
+struct sink_tokens {
+  static_assert(Count >= 0, "zipcache: a number of sink tokens is not negative");
+  using role = sink_role;
+  static constexpr int32_t count = Count;
+  static std::string name() { return "sinks" + std::to_string(Count); }
+};
+
+}  // namespace zipcache

@@ -1,0 +1,95 @@
+// A segment: tokens that were quantized together. It owns its pages, is immutable once sealed, and
+// is shared by the forks of a sequence.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include <zipcache/policy/policies.hpp>
+#include <zipcache/store/page.hpp>
+#include <zipcache/store/page_pool.hpp>
+#include <zipcache/store/tile.hpp>
+
+namespace zipcache {
+
+/// Sizes that follow from a segment's token counts. The counts are equal for all heads.
+template <class Policies>
+struct segment_shape {
+  int32_t num_kv_heads = 0;
+  int32_t head_dim = 0;
+  int64_t num_tokens = 0;
+  int64_t num_salient = 0;
+
+  static constexpr int64_t salient_tile_bytes(int32_t head_dim) {
+    return tile_record<Policies, token_class::salient>::bytes(head_dim);
+  }
+  static constexpr int64_t regular_tile_bytes(int32_t head_dim) {
+    return tile_record<Policies, token_class::regular>::bytes(head_dim);
+  }
+
+  template <token_class Class>
+  int64_t class_tokens() const {
+    return Class == token_class::salient ? num_salient : num_tokens - num_salient;
+  }
+  page_plan plan(int64_t page_bytes) const {
+    return page_plan::make(page_bytes, salient_tile_bytes(head_dim), regular_tile_bytes(head_dim),
+                           ceil_div<int64_t>(num_salient, tile_tokens),
+                           ceil_div<int64_t>(num_tokens - num_salient, tile_tokens));
+  }
+  int64_t num_pages(int64_t page_bytes) const { return num_kv_heads * plan(page_bytes).num_pages; }
+  /// 32-bit words of the bitmap that says which tokens of one head are salient (bit token % 32 of
+  /// word token / 32).
+  int64_t bitmap_words() const { return ceil_div<int64_t>(num_tokens, 32); }
+};
+
+/// @brief One sealed segment of one layer of one sequence, on the CPU.
+template <class Policies>
+struct segment {
+  segment_shape<Policies> shape;
+  int64_t first_position = 0;  ///< position of its first token in the sequence
+  const page_pool* pool = nullptr;
+  page_list pages;  ///< owns what the table names
+  int64_t pages_per_head = 0;
+  std::vector<page_entry> table;         ///< [num_kv_heads, pages_per_head]
+  std::vector<std::byte> records;        ///< [num_kv_heads, segment_record::bytes]
+  std::vector<uint32_t> salient_bitmap;  ///< [num_kv_heads, bitmap_words]
+
+  std::byte* record(int32_t head) {
+    return records.data() + head * segment_record<Policies>::bytes(shape.head_dim);
+  }
+  const std::byte* record(int32_t head) const {
+    return records.data() + head * segment_record<Policies>::bytes(shape.head_dim);
+  }
+
+  bool is_salient(int32_t head, int64_t token) const {
+    return (salient_bitmap[static_cast<size_t>(head * shape.bitmap_words() + token / 32)] >>
+                (token % 32) &
+            1u) != 0;
+  }
+
+  /// Calls visit(tile bytes, number of tokens in it) for the tiles of one class of one head, in
+  /// token order.
+  template <token_class Class, class Visit>
+  void for_each_tile(int32_t head, Visit&& visit) const {
+    constexpr bool is_salient_class = Class == token_class::salient;
+    const int64_t tile_bytes = tile_record<Policies, Class>::bytes(shape.head_dim);
+    if (tile_bytes == 0) return;
+    int64_t left = shape.template class_tokens<Class>();
+    for (int64_t page = 0; page < pages_per_head; ++page) {
+      const page_entry entry = table[static_cast<size_t>(head * pages_per_head + page)];
+      const int64_t skipped =
+          is_salient_class
+              ? 0
+              : entry.salient_tiles * segment_shape<Policies>::salient_tile_bytes(shape.head_dim);
+      std::byte* tile = pool->data(entry.page) + skipped;
+      const int32_t count = is_salient_class ? entry.salient_tiles : entry.regular_tiles;
+      for (int32_t i = 0; i < count; ++i, tile += tile_bytes) {
+        visit(tile, static_cast<int32_t>(least<int64_t>(tile_tokens, left)));
+        left -= tile_tokens;
+      }
+    }
+  }
+};
+
+}  // namespace zipcache

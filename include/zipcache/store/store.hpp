@@ -1,0 +1,251 @@
+// Storing on the CPU: keys, values and the salient set of a span of tokens become one sealed
+// segment of pages. In: k, v [num_kv_heads, num_tokens, head_dim], salient tokens. Out: segment.
+// Twin: store.cuh. @equality same_bytes
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <zipcache/core/backend.hpp>
+#include <zipcache/core/view.hpp>
+#include <zipcache/detail/thread_pool.hpp>
+#include <zipcache/store/encode.hpp>
+#include <zipcache/store/segment.hpp>
+
+namespace zipcache {
+namespace detail {
+
+/// A head's segment record, typed. Pointers are null for parts that the policies do not have.
+template <class Policies, class Storage>
+struct record_view {
+  std::byte* bytes;
+  int32_t head_dim;
+
+  template <token_class Class>
+  affine_params<Storage>* key_pairs() const {
+    return reinterpret_cast<affine_params<Storage>*>(
+        bytes + segment_record<Policies>::template key_pairs_offset<Class>(head_dim));
+  }
+  template <token_class Class>
+  affine_params<Storage>* value_pairs() const {
+    return reinterpret_cast<affine_params<Storage>*>(
+        bytes + segment_record<Policies>::template value_pairs_offset<Class>(head_dim));
+  }
+  Storage* key_magnitudes() const {
+    return reinterpret_cast<Storage*>(bytes +
+                                      segment_record<Policies>::key_magnitudes_offset(head_dim));
+  }
+  Storage* value_magnitudes() const {
+    return reinterpret_cast<Storage*>(bytes +
+                                      segment_record<Policies>::value_magnitudes_offset(head_dim));
+  }
+
+  template <token_class Class>
+  side_parameters<Storage> key_side() const {
+    return {key_pairs<Class>(), key_magnitudes()};
+  }
+  template <token_class Class>
+  side_parameters<Storage> value_side() const {
+    return {value_pairs<Class>(), value_magnitudes()};
+  }
+};
+
+template <class Policies, class Storage>
+record_view<Policies, Storage> view_record(const segment<Policies>& sealed, int32_t head) {
+  // The view is shared by writers and readers; readers hold a const segment and only read.
+  return {const_cast<std::byte*>(sealed.record(head)), sealed.shape.head_dim};
+}
+
+/// Rows of one side of one head, apart by class.
+template <class Element>
+struct class_rows {
+  std::vector<const Element*> all, salient, regular;
+
+  template <token_class Class>
+  row_span<Element> of() const {
+    return Class == token_class::salient ? salient : regular;
+  }
+};
+
+template <class Element>
+class_rows<Element> split_rows(tensor_view<const Element> x, int32_t head,
+                               std::span<const int32_t> salient) {
+  class_rows<Element> rows;
+  rows.all.reserve(static_cast<size_t>(x.num_tokens));
+  size_t next = 0;
+  for (int64_t token = 0; token < x.num_tokens; ++token) {
+    const Element* row = x.row(head, token);
+    const bool is_salient = next < salient.size() && salient[next] == token;
+    rows.all.push_back(row);
+    (is_salient ? rows.salient : rows.regular).push_back(row);
+    next += is_salient ? 1 : 0;
+  }
+  return rows;
+}
+
+/// Parameters of a whole segment for one side: pairs by channel of each class, magnitudes of both
+/// classes together.
+template <class Quantizer, class Storage, class Element>
+void fit_segment_side(const class_rows<Element>& rows, int32_t head_dim,
+                      affine_params<Storage>* salient_pairs, affine_params<Storage>* regular_pairs,
+                      Storage* magnitudes) {
+  using granularity = typename Quantizer::granularity;
+  constexpr int salient_bits = Quantizer::template bits<token_class::salient>;
+  constexpr int regular_bits = Quantizer::template bits<token_class::regular>;
+  if constexpr (granularity::has_channel_magnitudes &&
+                (has_pairs(salient_bits) || has_pairs(regular_bits))) {
+    fit_channel_magnitudes<Storage, Element>(rows.all, head_dim, magnitudes);
+  }
+  if constexpr (granularity::home == parameter_home::segment) {
+    if constexpr (has_pairs(salient_bits))
+      fit_channels<salient_bits, Storage, Element>(rows.salient, head_dim, salient_pairs);
+    if constexpr (has_pairs(regular_bits))
+      fit_channels<regular_bits, Storage, Element>(rows.regular, head_dim, regular_pairs);
+  }
+}
+
+template <class Policies, token_class Class, class Storage, class Element>
+void encode_class(const segment<Policies>& sealed, int32_t head,
+                  record_view<Policies, Storage> record, const class_rows<Element>& key_rows,
+                  const class_rows<Element>& value_rows) {
+  using tile = tile_record<Policies, Class>;
+  const int32_t head_dim = sealed.shape.head_dim;
+  size_t first = 0;
+  sealed.template for_each_tile<Class>(head, [&](std::byte* bytes, int32_t count) {
+    const size_t tokens = static_cast<size_t>(count);
+    encode_side<key_layout, typename tile::key_granularity, tile::key_bits, Storage, Element>(
+        key_rows.template of<Class>().subspan(first, tokens), head_dim,
+        record.template key_side<Class>(), reinterpret_cast<uint32_t*>(bytes),
+        reinterpret_cast<affine_params<Storage>*>(bytes + tile::key_pairs_offset(head_dim)));
+    encode_side<value_layout, typename tile::value_granularity, tile::value_bits, Storage, Element>(
+        value_rows.template of<Class>().subspan(first, tokens), head_dim,
+        record.template value_side<Class>(),
+        reinterpret_cast<uint32_t*>(bytes + tile::value_codes_offset(head_dim)),
+        reinterpret_cast<affine_params<Storage>*>(bytes + tile::value_pairs_offset(head_dim)));
+    first += tokens;
+  });
+}
+
+}  // namespace detail
+
+/// @brief Quantizes and packs a span of tokens into a new segment.
+/// @param pool  pages are taken from it; it must outlive the segment
+/// @param[in] k, v  [num_kv_heads, num_tokens, head_dim], finite
+/// @param[in] salient  [num_kv_heads, num_salient], ascending within a head
+/// @throws argument_error  shapes that differ, salient tokens out of order or range
+/// @throws capacity_error  the pool is exhausted; pages already taken go back
+template <class Policies, class Storage, cache_element Element>
+std::shared_ptr<const segment<Policies>> store(cpu_backend backend, page_pool& pool,
+                                               tensor_view<const Element> k,
+                                               tensor_view<const Element> v,
+                                               std::span<const int32_t> salient,
+                                               int64_t num_salient, int64_t first_position) {
+  detail::check_granularity<typename Policies::key_quantizer_policy::granularity>(k.head_dim);
+  detail::check_granularity<typename Policies::value_quantizer_policy::granularity>(k.head_dim);
+  detail::require_equal("v.num_heads", v.num_heads, k.num_heads);
+  detail::require_equal("v.num_tokens", v.num_tokens, k.num_tokens);
+  detail::require_equal("v.head_dim", v.head_dim, k.head_dim);
+  detail::require_between("num_salient", num_salient, int64_t{0}, k.num_tokens);
+  detail::require_equal("salient.size()", static_cast<int64_t>(salient.size()),
+                        k.num_heads * num_salient);
+  for (int64_t i = 0; i < static_cast<int64_t>(salient.size()); ++i) {
+    const int32_t token = salient[static_cast<size_t>(i)];
+    detail::require_between("salient token", token, int64_t{0}, k.num_tokens - 1);
+    detail::require(i % num_salient == 0 || salient[static_cast<size_t>(i - 1)] < token,
+                    "salient tokens must be ascending and differ");
+  }
+
+  auto sealed = std::make_shared<segment<Policies>>();
+  sealed->shape = {k.num_heads, k.head_dim, k.num_tokens, num_salient};
+  sealed->first_position = first_position;
+  sealed->pool = &pool;
+  sealed->pages = page_list(pool);
+  const page_plan plan = sealed->shape.plan(pool.page_bytes());
+  sealed->pages_per_head = plan.num_pages;
+  sealed->records.resize(
+      static_cast<size_t>(k.num_heads * segment_record<Policies>::bytes(k.head_dim)));
+  sealed->salient_bitmap.resize(static_cast<size_t>(k.num_heads * sealed->shape.bitmap_words()));
+  sealed->table.reserve(static_cast<size_t>(k.num_heads * plan.num_pages));
+  for (int32_t head = 0; head < k.num_heads; ++head) {
+    int64_t regular_left = plan.regular_tiles;
+    for (int64_t page = 0; page < plan.num_pages; ++page) {
+      sealed->pages.grow();
+      const int64_t regular_here = least(plan.regular_room(page), regular_left);
+      regular_left -= regular_here;
+      sealed->table.push_back(
+          {sealed->pages[sealed->pages.size() - 1],
+           static_cast<uint16_t>(plan.salient_before(page + 1) - plan.salient_before(page)),
+           static_cast<uint16_t>(regular_here)});
+    }
+    for (int64_t i = 0; i < num_salient; ++i) {
+      const int32_t token = salient[static_cast<size_t>(head * num_salient + i)];
+      sealed
+          ->salient_bitmap[static_cast<size_t>(head * sealed->shape.bitmap_words() + token / 32)] |=
+          1u << (token % 32);
+    }
+  }
+  detail::parallel_for(backend.num_threads, k.num_heads, [&](int64_t item) {
+    const int32_t head = static_cast<int32_t>(item);
+    const detail::record_view<Policies, Storage> record =
+        detail::view_record<Policies, Storage>(*sealed, head);
+    const auto head_salient =
+        salient.subspan(static_cast<size_t>(head * num_salient), static_cast<size_t>(num_salient));
+    const auto key_rows = detail::split_rows(k, head, head_salient);
+    const auto value_rows = detail::split_rows(v, head, head_salient);
+    using class_token = token_class;
+    detail::fit_segment_side<typename Policies::key_quantizer_policy>(
+        key_rows, k.head_dim, record.template key_pairs<class_token::salient>(),
+        record.template key_pairs<class_token::regular>(), record.key_magnitudes());
+    detail::fit_segment_side<typename Policies::value_quantizer_policy>(
+        value_rows, k.head_dim, record.template value_pairs<class_token::salient>(),
+        record.template value_pairs<class_token::regular>(), record.value_magnitudes());
+    detail::encode_class<Policies, token_class::salient, Storage>(*sealed, head, record, key_rows,
+                                                                  value_rows);
+    detail::encode_class<Policies, token_class::regular, Storage>(*sealed, head, record, key_rows,
+                                                                  value_rows);
+  });
+  return sealed;
+}
+
+/// @brief Values of one sealed token of one head, for inspection. k, v [head_dim]; zeros if the
+/// token was evicted.
+/// @param token  index within the segment
+template <class Policies, class Storage>
+void dequantize_token(const segment<Policies>& sealed, int32_t head, int64_t token, float* k,
+                      float* v) {
+  const int32_t head_dim = sealed.shape.head_dim;
+  int64_t rank = 0;  // place among the tokens of the same class
+  const bool salient = sealed.is_salient(head, token);
+  for (int64_t earlier = 0; earlier < token; ++earlier)
+    rank += sealed.is_salient(head, earlier) == salient ? 1 : 0;
+  const auto record = detail::view_record<Policies, Storage>(sealed, head);
+  std::fill(k, k + head_dim, 0.0f);
+  std::fill(v, v + head_dim, 0.0f);
+  const auto decode = [&]<token_class Class>() {
+    using tile = tile_record<Policies, Class>;
+    int64_t index = 0;
+    sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t) {
+      if (index++ != rank / tile_tokens) return;
+      const int32_t slot = static_cast<int32_t>(rank % tile_tokens);
+      detail::decode_token<key_layout, typename tile::key_granularity, tile::key_bits, Storage>(
+          reinterpret_cast<const uint32_t*>(bytes),
+          reinterpret_cast<const affine_params<Storage>*>(bytes + tile::key_pairs_offset(head_dim)),
+          record.template key_side<Class>(), head_dim, slot, k);
+      detail::decode_token<value_layout, typename tile::value_granularity, tile::value_bits,
+                           Storage>(
+          reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim)),
+          reinterpret_cast<const affine_params<Storage>*>(bytes +
+                                                          tile::value_pairs_offset(head_dim)),
+          record.template value_side<Class>(), head_dim, slot, v);
+    });
+  };
+  if (salient) {
+    decode.template operator()<token_class::salient>();
+  } else {
+    decode.template operator()<token_class::regular>();
+  }
+}
+
+}  // namespace zipcache

@@ -1,0 +1,135 @@
+// A tile: 32 tokens of one class of one KV head with everything that belongs to them, and the
+// segment record: what belongs to all tokens of a segment. Both are byte formats, the same on every
+// backend.
+//
+// Tile at head_dim 128 under the paper's policies (bytes):
+//                     4-bit class            2-bit class
+//   key codes         0    .. 2047           0    .. 1023       order: layout.hpp
+//   value codes       2048 .. 4095           1024 .. 2047
+//   key parameters    none (segment)         none (segment)
+//   value parameters  4096 .. 4223           2048 .. 2175       32 x (step, min), slot
+//   token_parameter_slot(token) size              4224                   2176
+// Parameters that vary by token and group: pair of (token, group) at group * 32 + slot. By channel:
+// pair at channel. Unused tokens of the last tile have codes and parameters 0 when written, and may
+// hold anything when read.
+//
+// Segment record of one head, in this order, each part present only if some class has such
+// parameters:
+//   salient key pairs [head_dim], regular key pairs [head_dim], salient value pairs, regular value
+//   pairs, key magnitudes [head_dim] of 16 bits, value magnitudes; the record is padded to 16
+//   bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <zipcache/policy/policies.hpp>
+#include <zipcache/quantize/affine.hpp>
+#include <zipcache/quantize/granularity.hpp>
+#include <zipcache/store/layout.hpp>
+
+namespace zipcache {
+
+inline constexpr int64_t pair_bytes = 4;
+
+/// Whether a side with these bits has (step, min) pairs at all.
+constexpr bool has_pairs(int bits) { return bits >= 1 && bits <= 8; }
+
+template <class Granularity, int Bits>
+constexpr int64_t tile_pairs(int32_t head_dim) {
+  if (!has_pairs(Bits) || Granularity::home == parameter_home::segment) return 0;
+  return Granularity::axis == parameter_axis::token
+             ? tile_tokens * groups_per_token<Granularity>(head_dim)
+             : head_dim;
+}
+
+template <class Granularity, int Bits>
+constexpr int64_t segment_pairs(int32_t head_dim) {
+  return has_pairs(Bits) && Granularity::home == parameter_home::segment ? head_dim : 0;
+}
+
+/// Byte offsets in a tile of `Class`.
+template <class Policies, token_class Class>
+struct tile_record {
+  using key_granularity = typename Policies::key_quantizer_policy::granularity;
+  using value_granularity = typename Policies::value_quantizer_policy::granularity;
+  static constexpr int key_bits = Policies::template key_bits<Class>;
+  static constexpr int value_bits = Policies::template value_bits<Class>;
+  using key_codes = code_tile<key_layout, key_bits>;
+  using value_codes = code_tile<value_layout, value_bits>;
+
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t value_codes_offset(int32_t head_dim) {
+    return int64_t{4} * key_codes::words(head_dim);
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t key_pairs_offset(int32_t head_dim) {
+    return value_codes_offset(head_dim) + int64_t{4} * value_codes::words(head_dim);
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t value_pairs_offset(int32_t head_dim) {
+    return key_pairs_offset(head_dim) +
+           pair_bytes * tile_pairs<key_granularity, key_bits>(head_dim);
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t bytes(int32_t head_dim) {
+    return value_pairs_offset(head_dim) +
+           pair_bytes * tile_pairs<value_granularity, value_bits>(head_dim);
+  }
+  /// Bytes of the codes alone.
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t code_bytes(int32_t head_dim) {
+    return key_pairs_offset(head_dim);
+  }
+};
+
+/// Byte offsets in one head's segment record.
+template <class Policies>
+struct segment_record {
+  using key_granularity = typename Policies::key_quantizer_policy::granularity;
+  using value_granularity = typename Policies::value_quantizer_policy::granularity;
+  static constexpr token_class salient = token_class::salient;
+  static constexpr token_class regular = token_class::regular;
+
+  template <class Granularity>
+  static constexpr int64_t magnitude_bytes(int32_t head_dim, int salient_bits, int regular_bits) {
+    return Granularity::has_channel_magnitudes &&
+                   (has_pairs(salient_bits) || has_pairs(regular_bits))
+               ? 2 * head_dim
+               : 0;
+  }
+
+  template <token_class Class>
+  static constexpr int64_t key_pairs_offset(int32_t head_dim) {
+    return Class == salient
+               ? 0
+               : pair_bytes *
+                     segment_pairs<key_granularity, Policies::template key_bits<salient>>(head_dim);
+  }
+  template <token_class Class>
+  static constexpr int64_t value_pairs_offset(int32_t head_dim) {
+    const int64_t keys_end =
+        key_pairs_offset<regular>(head_dim) +
+        pair_bytes * segment_pairs<key_granularity, Policies::template key_bits<regular>>(head_dim);
+    return Class == salient
+               ? keys_end
+               : keys_end +
+                     pair_bytes *
+                         segment_pairs<value_granularity, Policies::template value_bits<salient>>(
+                             head_dim);
+  }
+  static constexpr int64_t key_magnitudes_offset(int32_t head_dim) {
+    return value_pairs_offset<regular>(head_dim) +
+           pair_bytes *
+               segment_pairs<value_granularity, Policies::template value_bits<regular>>(head_dim);
+  }
+  static constexpr int64_t value_magnitudes_offset(int32_t head_dim) {
+    return key_magnitudes_offset(head_dim) +
+           magnitude_bytes<key_granularity>(head_dim, Policies::template key_bits<salient>,
+                                            Policies::template key_bits<regular>);
+  }
+  static constexpr int64_t bytes(int32_t head_dim) {
+    return round_up<int64_t>(
+        value_magnitudes_offset(head_dim) +
+            magnitude_bytes<value_granularity>(head_dim, Policies::template value_bits<salient>,
+                                               Policies::template value_bits<regular>),
+        16);
+  }
+};
+
+}  // namespace zipcache

@@ -1,0 +1,85 @@
+// Numbers that change results without changing code. Those left out take the policy's default.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <zipcache/core/error.hpp>
+#include <zipcache/policy/policies.hpp>
+#include <zipcache/store/segment.hpp>
+
+namespace zipcache {
+
+struct cache_options {
+  std::optional<double> salient_ratio = {};         ///< share of salient tokens, 0 to 1
+  std::optional<int64_t> recompress_interval = {};  ///< new tokens that are compressed together
+  std::optional<int64_t> recent_window = {};        ///< newest tokens that always stay in 16 bits
+  int64_t salient_count = 0;                        ///< for the budget `salient_count`
+  double recent_probe_fraction = 0.05;
+  double random_probe_fraction = 0.05;
+  int64_t max_probes = 0;  ///< cap on the probes of each kind; 0: none
+  uint64_t seed = 0;       ///< of random probes
+  int64_t max_pages = 0;   ///< capacity of the page pool; 0: as much as memory holds
+  int64_t page_bytes = 0;  ///< size of a page; 0: what one interval of one KV head needs
+  std::vector<int32_t> layer_policy =
+      {};  ///< [num_layers] index into a policy_table; empty: the first for all
+};
+
+/// Options with the policies' defaults filled in.
+struct stream_options {
+  budget_options budget;
+  schedule_options schedule;
+  probe_options probe;
+};
+
+namespace detail {
+
+/// @throws argument_error  a number out of range
+template <class Policies>
+stream_options resolve(const cache_options& options) {
+  stream_options resolved;
+  resolved.budget.salient_ratio =
+      options.salient_ratio.value_or(Policies::budget_policy::default_ratio);
+  resolved.budget.salient_count = options.salient_count;
+  resolved.schedule.recompress_interval =
+      options.recompress_interval.value_or(Policies::schedule_policy::default_interval);
+  resolved.schedule.recent_window =
+      options.recent_window.value_or(Policies::schedule_policy::default_recent);
+  resolved.probe = {options.recent_probe_fraction, options.random_probe_fraction,
+                    options.max_probes, options.seed};
+  // Written so that a NaN is refused as well.
+  const auto require_share = [](const char* name, double x) {
+    if (!(x >= 0.0 && x <= 1.0)) refuse(name, x, "between 0 and 1");
+  };
+  require_share("salient_ratio", resolved.budget.salient_ratio);
+  require_share("recent_probe_fraction", options.recent_probe_fraction);
+  require_share("random_probe_fraction", options.random_probe_fraction);
+  require_between("salient_count", options.salient_count, 0, INT32_MAX);
+  require_between("recompress_interval", resolved.schedule.recompress_interval, 1, INT32_MAX);
+  require_between("recent_window", resolved.schedule.recent_window, 0, INT32_MAX);
+  require_between("max_probes", options.max_probes, 0, INT32_MAX);
+  return resolved;
+}
+
+/// Bytes that one flush of one KV head needs, and at least one tile of each class: the natural
+/// page.
+template <class Policies>
+int64_t natural_page_bytes(const stream_options& options, int32_t head_dim) {
+  using shape = segment_shape<Policies>;
+  const int64_t interval = options.schedule.recompress_interval;
+  const int64_t salient = Policies::budget_policy::num_salient(interval, options.budget);
+  const int64_t flush =
+      ceil_div<int64_t>(salient, tile_tokens) * shape::salient_tile_bytes(head_dim) +
+      ceil_div<int64_t>(interval - salient, tile_tokens) * shape::regular_tile_bytes(head_dim);
+  // Beyond a few tiles a larger page only leaves a larger last page unfilled.
+  constexpr int64_t most_tiles = 16;
+  const int64_t largest_tile =
+      most(shape::salient_tile_bytes(head_dim), shape::regular_tile_bytes(head_dim));
+  return round_up<int64_t>(
+      most(least(flush, most_tiles * largest_tile), most<int64_t>(largest_tile, 4 * head_dim)), 16);
+}
+
+}  // namespace detail
+}  // namespace zipcache

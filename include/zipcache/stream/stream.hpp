@@ -1,0 +1,502 @@
+// Streaming on the CPU: the life of one layer of one sequence. New tokens wait in a 16-bit window;
+// the prefill and then every interval are split by saliency and sealed into a segment, once and for
+// all (ZipCache, algorithms 2 and 3; the published code requantizes old segments, we never do).
+// Decode queries that are probes are kept until their interval is sealed, each with its log-sum-exp
+// over everything it saw.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <zipcache/saliency/saliency.hpp>
+#include <zipcache/select/select.hpp>
+#include <zipcache/store/row_store.hpp>
+#include <zipcache/store/store.hpp>
+#include <zipcache/stream/layer_state.hpp>
+#include <zipcache/stream/options.hpp>
+
+namespace zipcache::detail {
+
+/// Query rows that were kept as probes, ascending by position.
+template <class Element>
+struct kept_probes {
+  std::vector<int64_t> positions;
+  std::vector<Element> q;  ///< [num_probes, num_qo_heads, head_dim]
+  std::vector<float> lse;  ///< [num_probes, num_qo_heads]; empty when the prefill did not give it
+
+  /// Adds a row behind the last one, or in its place if it has the same position.
+  void keep(int64_t position, tensor_view<const Element> queries, int64_t row,
+            const float* row_lse) {
+    if (!positions.empty() && positions.back() >= position)
+      drop_from(position, queries.num_heads, queries.head_dim);
+    positions.push_back(position);
+    for (int32_t head = 0; head < queries.num_heads; ++head) {
+      const Element* source = queries.row(head, row);
+      q.insert(q.end(), source, source + queries.head_dim);
+    }
+    if (row_lse != nullptr) lse.insert(lse.end(), row_lse, row_lse + queries.num_heads);
+  }
+  void drop_from(int64_t position, int32_t num_heads, int32_t head_dim) noexcept {
+    const auto kept =
+        std::lower_bound(positions.begin(), positions.end(), position) - positions.begin();
+    const size_t count = static_cast<size_t>(kept);
+    const bool has_lse = !lse.empty();
+    positions.resize(count);
+    q.resize(count * static_cast<size_t>(num_heads) * static_cast<size_t>(head_dim));
+    if (has_lse) lse.resize(count * static_cast<size_t>(num_heads));
+  }
+  void clear() noexcept {
+    positions.clear();
+    q.clear();
+    lse.clear();
+  }
+};
+
+template <class Element, class Policies>
+class stream final : public layer_state<Element> {
+ public:
+  using storage = storage_element<Element>;
+
+  stream(page_pool& pool, const cache_shape& shape, const stream_options& options)
+      : pool_(&pool),
+        shape_(shape),
+        options_(options),
+        window_(pool, shape.num_kv_heads, shape.head_dim),
+        sinks_(pool, shape.num_kv_heads, shape.head_dim) {}
+
+  int64_t size() const override { return sealed_ + window_.size(); }
+  int64_t sealed_size() const override { return sealed_; }
+  bool is_prefilling() const override { return prompt_len_ > 0; }
+
+  void prefill(cpu_backend backend, tensor_view<const Element> q, tensor_view<const Element> k,
+               tensor_view<const Element> v, const prefill_options& given) override {
+    const int64_t count = k.num_tokens;
+    const int64_t prompt_len = given.prompt_len > 0 ? given.prompt_len : count;
+    const int64_t first = size();
+    if (prompt_len_ == 0 && first > 0)
+      throw state_error("zipcache: prefill needs an empty sequence; this one has " +
+                        std::to_string(first) + " tokens (append continues it)");
+    if (prompt_len_ > 0 && prompt_len_ != prompt_len)
+      refuse("prompt_len", prompt_len,
+             ("the same in every chunk, and it was " + std::to_string(prompt_len_)).c_str());
+    if (first + count > prompt_len)
+      refuse("k.num_tokens", count,
+             ("at most " + std::to_string(prompt_len - first) +
+              ", which is what the prompt still lacks")
+                 .c_str());
+    if (prompt_len == 0) return;
+
+    std::vector<int64_t> rows;
+    if constexpr (Policies::needs_probes) {
+      rows = prompt_probe_rows(prompt_len, given);
+      require_equal("q.num_tokens", q.num_tokens, count);
+      if (!given.lse.empty())
+        require_equal("lse.size()", static_cast<int64_t>(given.lse.size()),
+                      count * shape_.num_qo_heads);
+      require(first == 0 || probes_.positions.empty() || given.lse.empty() == probes_.lse.empty(),
+              "lse must be given with every chunk of a prompt or with none");
+    }
+    kept_probes<Element> chunk_probes = probes_;
+    for (const int64_t row : rows) {
+      if (row < first || row >= first + count) continue;
+      require_finite("q", q.tokens(row - first, 1), row - first);
+      chunk_probes.keep(
+          row, q, row - first,
+          given.lse.empty() ? nullptr : given.lse.data() + (row - first) * shape_.num_qo_heads);
+    }
+
+    if (first + count < prompt_len) {
+      window_.reserve(count);
+      window_.push(k, v);
+      probes_ = std::move(chunk_probes);
+      prompt_len_ = prompt_len;
+      return;
+    }
+    if constexpr (std::is_same_v<Element, storage>) {
+      // One call with 16-bit tensors: compress from the caller's memory, no copy in between.
+      if (first == 0) return finish_prefill(backend, k, v, chunk_probes);
+    }
+    gathered tokens(shape_, prompt_len);
+    tokens.fill(window_, first);
+    tokens.fill(k, v, first);
+    finish_prefill(backend, tokens.k(), tokens.v(), chunk_probes);
+  }
+
+  void prepare_append(cpu_backend backend, int64_t count) override {
+    if (is_prefilling()) {
+      throw state_error(
+          "zipcache: append before the prompt is complete: " + std::to_string(size()) + " of " +
+          std::to_string(prompt_len_) + " tokens are there");
+    }
+    if (count > append_room()) {
+      refuse("the number of appended tokens", count,
+             ("at most " + std::to_string(append_room()) +
+              ", what is left of the interval: its probe queries must be attended before the next "
+              "one begins (append_and_attend does both)")
+                 .c_str());
+    }
+    if (is_full()) seal_interval(backend);
+    window_.reserve(count);
+  }
+
+  void append(tensor_view<const Element> k, tensor_view<const Element> v) noexcept override {
+    window_.push(k, v);
+  }
+  void cancel_append() noexcept override { window_.release_unused(); }
+
+  int64_t append_room() const override {
+    return is_full() ? interval() : capacity() - window_.size();
+  }
+
+  void check_queries(int64_t qo_len) const override {
+    if (qo_len > window_.size()) {
+      refuse("the number of query tokens", qo_len,
+             ("at most " + std::to_string(window_.size()) +
+              ", the tokens in the window: a query stands at one of the sequence's last tokens, "
+              "and those before the window are compressed")
+                 .c_str());
+    }
+  }
+
+  void attend_head(cpu_backend backend, int32_t kv_head, tensor_view<const Element> q,
+                   tensor_view<Element> out, float* lse, int64_t lse_stride,
+                   attend_rows& rows) const override {
+    const int32_t group = shape_.group();
+    load_queries(q, kv_head, group, shape_.softmax_scale(), rows);
+    if (sinks_.size() > 0) attend_rows_of(backend, sinks_, kv_head, sinks_.size(), rows);
+    for (const auto& sealed : segments_)
+      zipcache::attend<Policies, storage>(backend, *sealed, kv_head, rows);
+    attend_rows_of(backend, window_, kv_head, window_.size() - q.num_tokens + 1, rows);
+    store_output(rows, kv_head, group, out, lse, lse_stride);
+  }
+
+  void record_probes(tensor_view<const Element> q, const float* lse) override {
+    if constexpr (Policies::needs_probes) {
+      if (is_prefilling()) return;
+      const int64_t first = size() - q.num_tokens;
+      for (const int64_t position : planned_probes()) {
+        if (position < first || position >= size()) continue;
+        probes_.keep(position, q, position - first, lse + (position - first) * shape_.num_qo_heads);
+      }
+    }
+  }
+
+  void check_truncate(int64_t len) const override {
+    if (is_prefilling()) throw state_error("zipcache: truncate before the prompt is complete");
+    if (len < sealed_ || len > size()) {
+      refuse("len", len,
+             ("between " + std::to_string(sealed_) + " and " + std::to_string(size()) +
+              ": older tokens are compressed together and cannot be taken apart")
+                 .c_str());
+    }
+  }
+  void truncate(int64_t len) noexcept override {
+    window_.drop_back(size() - len);
+    probes_.drop_from(len, shape_.num_qo_heads, shape_.head_dim);
+  }
+
+  std::unique_ptr<layer_state<Element>> clone() const override {
+    auto copy = std::make_unique<stream>(*pool_, shape_, options_);
+    copy->window_ = window_.clone();
+    copy->sinks_ = sinks_.clone();
+    copy->segments_ = segments_;
+    copy->sealed_ = sealed_;
+    copy->interval_start_ = interval_start_;
+    copy->prompt_len_ = prompt_len_;
+    copy->probes_ = probes_;
+    return copy;
+  }
+
+  void dequantize(tensor_view<float> k, tensor_view<float> v) const override {
+    for (int32_t head = 0; head < shape_.num_kv_heads; ++head) {
+      for (int64_t token = 0; token < sinks_.size(); ++token)
+        widen_row(sinks_, head, token, token, k, v);
+      for (const auto& sealed : segments_) {
+        for (int64_t token = 0; token < sealed->shape.num_tokens; ++token) {
+          const int64_t position = sealed->first_position + token;
+          dequantize_token<Policies, storage>(*sealed, head, token, k.row(head, position),
+                                              v.row(head, position));
+        }
+      }
+      for (int64_t token = 0; token < window_.size(); ++token)
+        widen_row(window_, head, token, sealed_ + token, k, v);
+    }
+  }
+
+  footprint count_bytes(bool (*seen)(const void*, void*), void* context) const override {
+    footprint bytes;
+    const int64_t token_bytes = int64_t{4} * shape_.num_kv_heads * shape_.head_dim;
+    bytes.num_tokens = size();
+    bytes.uncompressed_bytes = size() * token_bytes;
+    bytes.window_bytes = (window_.num_pages() + sinks_.num_pages()) * pool_->page_bytes();
+    bytes.table_bytes =
+        static_cast<int64_t>(segments_.size() * sizeof(segments_[0])) +
+        (window_.num_pages() + sinks_.num_pages()) * static_cast<int64_t>(sizeof(uint32_t));
+    for (const auto& sealed : segments_) {
+      if (!seen(sealed.get(), context)) bytes += segment_footprint(*sealed);
+    }
+    return bytes;
+  }
+
+  /// The sealed segments, for inspection and tests.
+  std::span<const std::shared_ptr<const segment<Policies>>> segments() const { return segments_; }
+
+ private:
+  /// Tokens copied together in 16 bits. [num_kv_heads, num_tokens, head_dim]
+  struct gathered {
+    cache_shape shape;
+    int64_t num_tokens;
+    std::vector<storage> keys, values;
+
+    gathered(const cache_shape& cache, int64_t count)
+        : shape(cache),
+          num_tokens(count),
+          keys(static_cast<size_t>(cache.num_kv_heads * count * cache.head_dim)),
+          values(keys.size()) {}
+
+    tensor_view<const storage> k() const {
+      return hnd(keys.data(), shape.num_kv_heads, num_tokens, shape.head_dim);
+    }
+    tensor_view<const storage> v() const {
+      return hnd(values.data(), shape.num_kv_heads, num_tokens, shape.head_dim);
+    }
+
+    /// The first `count` tokens of `rows` become the first ones here.
+    void fill(const row_store<storage>& rows, int64_t count) {
+      for_each_row(0, count, [&](int32_t head, int64_t token, storage* key, storage* value) {
+        std::copy_n(rows.key_row(head, token), shape.head_dim, key);
+        std::copy_n(rows.value_row(head, token), shape.head_dim, value);
+      });
+    }
+    /// The caller's tokens, rounded to 16 bits, from `first` on.
+    void fill(tensor_view<const Element> from_k, tensor_view<const Element> from_v, int64_t first) {
+      const auto round = [](Element x) { return from_float<storage>(to_float(x)); };
+      for_each_row(first, from_k.num_tokens,
+                   [&](int32_t head, int64_t token, storage* key, storage* value) {
+                     std::transform(from_k.row(head, token),
+                                    from_k.row(head, token) + shape.head_dim, key, round);
+                     std::transform(from_v.row(head, token),
+                                    from_v.row(head, token) + shape.head_dim, value, round);
+                   });
+    }
+
+   private:
+    template <class Visit>
+    void for_each_row(int64_t first, int64_t count, Visit&& visit) {
+      for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
+        for (int64_t token = 0; token < count; ++token) {
+          const size_t index =
+              static_cast<size_t>((head * num_tokens + first + token) * shape.head_dim);
+          visit(head, token, keys.data() + index, values.data() + index);
+        }
+      }
+    }
+  };
+
+  int64_t interval() const { return options_.schedule.recompress_interval; }
+  int64_t capacity() const { return interval() + options_.schedule.recent_window; }
+  bool is_full() const { return window_.size() >= capacity(); }
+  int64_t salient_of(int64_t count) const {
+    return Policies::budget_policy::num_salient(count, options_.budget);
+  }
+
+  std::vector<int64_t> prompt_probe_rows(int64_t prompt_len, const prefill_options& given) const {
+    if constexpr (Policies::probe_policy::given_by_caller) {
+      require(!given.probe_rows.empty(),
+              "probe_rows must name at least one row under given_probes");
+      for (size_t i = 0; i < given.probe_rows.size(); ++i) {
+        require_between("probe row", given.probe_rows[i], int64_t{0}, prompt_len - 1);
+        require(i == 0 || given.probe_rows[i - 1] < given.probe_rows[i],
+                "probe_rows must be ascending and differ");
+      }
+      return {given.probe_rows.begin(), given.probe_rows.end()};
+    } else {
+      require(given.probe_rows.empty(), "probe_rows may only be given under given_probes");
+      return Policies::probe_policy::rows(prompt_len, options_.probe);
+    }
+  }
+
+  /// Positions whose queries are probes of the interval that the window is filling. The interval's
+  /// own rows are those that arrive after the previous seal.
+  std::vector<int64_t> planned_probes() const {
+    const int64_t first = sealed_ + options_.schedule.recent_window;
+    probe_options options = options_.probe;
+    options.seed = mix64(options.seed ^ mix64(static_cast<uint64_t>(first)));
+    std::vector<int64_t> positions = Policies::probe_policy::rows(interval(), options);
+    for (int64_t& position : positions) position += first;
+    // Rows that the prompt already brought were not kept; the last one always lies ahead.
+    std::erase_if(positions, [this](int64_t position) { return position < interval_start_; });
+    return positions;
+  }
+
+  void require_finite(const char* name, tensor_view<const Element> x, int64_t row) const {
+    for (int32_t head = 0; head < x.num_heads; ++head) {
+      for (int32_t channel = 0; channel < x.head_dim; ++channel) {
+        require(is_finite(to_float(x.row(head, 0)[channel])),
+                std::string(name) + " is not finite at head " + std::to_string(head) + ", token " +
+                    std::to_string(row) + ", channel " + std::to_string(channel));
+      }
+    }
+  }
+
+  /// A segment and the sinks before it, made but not yet part of the sequence.
+  struct sealed_tokens {
+    std::shared_ptr<const segment<Policies>> made;
+    std::optional<row_store<storage>> sinks;
+  };
+
+  /// Splits and quantizes tokens [sealed_, sealed_ + k.num_tokens). Changes nothing.
+  sealed_tokens seal(cpu_backend backend, tensor_view<const storage> k,
+                     tensor_view<const storage> v, const kept_probes<Element>& probes) const {
+    sealed_tokens result;
+    const int64_t count = k.num_tokens;
+    const int64_t pinned =
+        std::clamp<int64_t>(Policies::sink_policy_type::count - sealed_, 0, count);
+    if (pinned > 0) {
+      result.sinks = sinks_.clone();
+      result.sinks->reserve(pinned);
+      result.sinks->push(k.tokens(0, pinned), v.tokens(0, pinned));
+    }
+    const int64_t rest = count - pinned;
+    if (rest == 0) return result;
+    const selection_size size{rest, salient_of(rest),
+                              Policies::budget_policy::num_recent(rest, options_.budget)};
+    std::vector<int32_t> salient(static_cast<size_t>(shape_.num_kv_heads * size.num_salient));
+    const std::vector<float> scores = score(backend, k, probes, pinned);
+    select(backend, scores, shape_.num_kv_heads, size, salient);
+    result.made = store<Policies, storage, storage>(backend, *pool_, k.tokens(pinned, rest),
+                                                    v.tokens(pinned, rest), salient,
+                                                    size.num_salient, sealed_ + pinned);
+    return result;
+  }
+
+  /// Scores of the tokens behind the first `pinned` ones. [num_kv_heads, num_tokens - pinned]
+  std::vector<float> score(cpu_backend backend, tensor_view<const storage> k,
+                           const kept_probes<Element>& probes, int64_t pinned) const {
+    using metric = typename Policies::saliency_policy;
+    using scope = typename Policies::scope_policy;
+    const int64_t count = k.num_tokens;
+    std::vector<float> scores(static_cast<size_t>(shape_.num_kv_heads * count), 0.0f);
+    if constexpr (Policies::budget_policy::uses_scores) {
+      const int64_t num_probes = static_cast<int64_t>(probes.positions.size());
+      std::vector<int64_t> positions;
+      for (const int64_t position : probes.positions) positions.push_back(position - sealed_);
+      std::vector<float> lse(probes.lse.size());  // kept by probe, wanted by head
+      for (size_t i = 0; i < lse.size(); ++i) {
+        const size_t heads = static_cast<size_t>(shape_.num_qo_heads);
+        lse[i % heads * static_cast<size_t>(num_probes) + i / heads] = probes.lse[i];
+      }
+      const probe_queries<Element> queries{
+          nhd(probes.q.data(), num_probes, shape_.num_qo_heads, shape_.head_dim), positions, lse};
+      saliency<metric, scope>(backend, queries, k, shape_.softmax_scale(), scores);
+    }
+    if (pinned > 0) {
+      std::vector<float> behind;
+      for (int32_t head = 0; head < shape_.num_kv_heads; ++head) {
+        behind.insert(behind.end(), scores.begin() + head * count + pinned,
+                      scores.begin() + (head + 1) * count);
+      }
+      return behind;
+    }
+    return scores;
+  }
+
+  void commit(sealed_tokens&& tokens, int64_t count) noexcept {
+    if (tokens.made) segments_.push_back(std::move(tokens.made));  // capacity was reserved
+    if (tokens.sinks) sinks_ = std::move(*tokens.sinks);
+    sealed_ += count;
+    interval_start_ = size();
+    probes_.clear();
+    prompt_len_ = 0;
+  }
+
+  /// Seals the part of a complete prompt that the schedule says; the rest becomes the window. k, v
+  /// hold all of it.
+  void finish_prefill(cpu_backend backend, tensor_view<const storage> k,
+                      tensor_view<const storage> v, const kept_probes<Element>& probes) {
+    const int64_t sealed =
+        Policies::schedule_policy::sealed_by_prefill(k.num_tokens, options_.schedule);
+    segments_.reserve(segments_.size() + 1);
+    sealed_tokens tokens;
+    if (sealed > 0) tokens = seal(backend, k.tokens(0, sealed), v.tokens(0, sealed), probes);
+    row_store<storage> rest(*pool_, shape_.num_kv_heads, shape_.head_dim);
+    rest.reserve(k.num_tokens - sealed);
+    rest.push(k.tokens(sealed, k.num_tokens - sealed), v.tokens(sealed, k.num_tokens - sealed));
+    window_ = std::move(rest);
+    commit(std::move(tokens), sealed);
+  }
+
+  /// Compresses the oldest interval of the window.
+  void seal_interval(cpu_backend backend) {
+    if constexpr (Policies::needs_probes) {
+      const std::vector<int64_t> planned = planned_probes();
+      if (planned != probes_.positions) {
+        throw state_error(
+            "zipcache: the window is full, but only " + std::to_string(probes_.positions.size()) +
+            " of its " + std::to_string(planned.size()) +
+            " probe queries were attended; call attend after every append, or append_and_attend");
+      }
+    }
+    segments_.reserve(segments_.size() + 1);
+    gathered tokens(shape_, interval());
+    tokens.fill(window_, interval());
+    sealed_tokens sealed = seal(backend, tokens.k(), tokens.v(), probes_);
+    window_.drop_front(interval());
+    commit(std::move(sealed), interval());
+  }
+
+  void attend_rows_of(cpu_backend backend, const row_store<storage>& rows_16, int32_t kv_head,
+                      int64_t first_visible, attend_rows& rows) const {
+    zipcache::attend(
+        backend, [&](int64_t token) { return rows_16.key_row(kv_head, token); },
+        [&](int64_t token) { return rows_16.value_row(kv_head, token); }, rows_16.size(),
+        first_visible, shape_.group(), rows);
+  }
+
+  void widen_row(const row_store<storage>& rows, int32_t head, int64_t token, int64_t position,
+                 tensor_view<float> k, tensor_view<float> v) const {
+    for (int32_t channel = 0; channel < shape_.head_dim; ++channel) {
+      k.row(head, position)[channel] = to_float(rows.key_row(head, token)[channel]);
+      v.row(head, position)[channel] = to_float(rows.value_row(head, token)[channel]);
+    }
+  }
+
+  footprint segment_footprint(const segment<Policies>& sealed) const {
+    footprint bytes;
+    const int32_t head_dim = shape_.head_dim;
+    const auto add_class = [&]<token_class Class>() {
+      using tile = tile_record<Policies, Class>;
+      const int64_t tokens = sealed.shape.template class_tokens<Class>() * shape_.num_kv_heads;
+      bytes.code_bytes += tokens * head_dim * (tile::key_bits + tile::value_bits) / 8;
+      const int64_t pairs = tile::bytes(head_dim) - tile::code_bytes(head_dim);
+      bytes.parameter_bytes += tokens * pairs / tile_tokens;
+    };
+    add_class.template operator()<token_class::salient>();
+    add_class.template operator()<token_class::regular>();
+    bytes.padding_bytes =
+        sealed.pages.size() * pool_->page_bytes() - bytes.code_bytes - bytes.parameter_bytes;
+    bytes.parameter_bytes += static_cast<int64_t>(sealed.records.size());
+    bytes.table_bytes = static_cast<int64_t>(sealed.table.size() * sizeof(page_entry) +
+                                             sealed.salient_bitmap.size() * 4 + sizeof(sealed));
+    return bytes;
+  }
+
+  page_pool* pool_;
+  cache_shape shape_;
+  stream_options options_;
+  row_store<storage> window_;
+  row_store<storage> sinks_;
+  std::vector<std::shared_ptr<const segment<Policies>>> segments_;
+  int64_t sealed_ = 0;          ///< tokens in sinks and segments
+  int64_t interval_start_ = 0;  ///< tokens that were there when the window began to fill
+  int64_t prompt_len_ = 0;      ///< of a prompt that is not complete; 0 otherwise
+  kept_probes<Element> probes_;
+};
+
+}  // namespace zipcache::detail

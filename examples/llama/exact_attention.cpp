@@ -1,6 +1,7 @@
 #include "exact_attention.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -93,10 +94,7 @@ void exact_attention::attend_block(const query_block& block, const float* q, flo
            {out + q_offset, q_stride});
   // Dividing the head_dim outputs instead of all probabilities.
   for (std::size_t row = 0; row < block.count; ++row) {
-    float* o = out + q_offset + row * q_stride;
-    for (std::size_t channel = 0; channel < dim; ++channel) {
-      o[channel] *= inverse_sums[row];
-    }
+    scale(out + q_offset + row * q_stride, inverse_sums[row], dim);
   }
 }
 

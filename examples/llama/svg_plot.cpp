@@ -91,7 +91,7 @@ std::string bars(const saliency_panel& panel, bool salient, double base, double 
   std::string path;
   for (std::size_t token = 0; token < panel.saliency.size(); ++token) {
     const double height = static_cast<double>(panel.saliency[token]) * unit;
-    if (panel.salient[token] != salient || !(height > 0)) {
+    if (panel.salient[token] != salient || !(height > 0) || !std::isfinite(height)) {
       continue;
     }
     const double x = left + static_cast<double>(token) * step + (step - bar_width) / 2;

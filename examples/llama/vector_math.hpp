@@ -1,17 +1,11 @@
-// Element-wise kernels of the transformer, written so that g++ -O3 turns each loop into vector instructions without
-// -ffast-math: sums and maxima run in `lanes` independent accumulators, because the compiler may not reorder one.
+// Element-wise kernels of the transformer.
 #pragma once
 
-#include <array>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 
 namespace zipcache_llama {
-
-inline constexpr std::size_t lanes = 16;
 
 // e^x within 2 ulp for |x| <= 87; below -87 it stays at e^-87 (about 1e-38), above 88 at e^88.
 // x = n ln 2 + r with |r| <= ln 2 / 2: 2^n goes into the exponent bits, e^r is a polynomial. ln 2 is subtracted in two
@@ -38,84 +32,24 @@ inline float exponential(float x) {
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(p) + exponent);
 }
 
-inline float sum_of_squares(const float* x, std::size_t count) {
-  std::array<float, lanes> sums{};
-  std::size_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      sums[lane] += x[i + lane] * x[i + lane];
-    }
-  }
-  float total = 0;
-  for (; i < count; ++i) {
-    total += x[i] * x[i];
-  }
-  for (const float sum : sums) {
-    total += sum;
-  }
-  return total;
-}
+float sum_of_squares(const float* x, std::size_t count);
 
 // -inf for an empty row.
-inline float maximum(const float* x, std::size_t count) {
-  std::array<float, lanes> best;
-  best.fill(-std::numeric_limits<float>::infinity());
-  std::size_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      best[lane] = x[i + lane] > best[lane] ? x[i + lane] : best[lane];
-    }
-  }
-  float result = -std::numeric_limits<float>::infinity();
-  for (; i < count; ++i) {
-    result = x[i] > result ? x[i] : result;
-  }
-  for (const float value : best) {
-    result = value > result ? value : result;
-  }
-  return result;
-}
+float maximum(const float* x, std::size_t count);
 
 // x[i] = e^(x[i] - shift); returns their sum.
-inline float exponentiate(float* x, std::size_t count, float shift) {
-  std::array<float, lanes> sums{};
-  std::size_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      x[i + lane] = exponential(x[i + lane] - shift);
-      sums[lane] += x[i + lane];
-    }
-  }
-  float total = 0;
-  for (; i < count; ++i) {
-    x[i] = exponential(x[i] - shift);
-    total += x[i];
-  }
-  for (const float sum : sums) {
-    total += sum;
-  }
-  return total;
-}
+float exponentiate(float* x, std::size_t count, float shift);
 
 // y = x / sqrt(mean(x^2) + epsilon) · weight
-inline void rms_norm(const float* x, const float* weight, std::size_t count, float epsilon, float* y) {
-  const float scale = 1.0F / std::sqrt(sum_of_squares(x, count) / static_cast<float>(count) + epsilon);
-  for (std::size_t i = 0; i < count; ++i) {
-    y[i] = x[i] * scale * weight[i];
-  }
-}
+void rms_norm(const float* x, const float* weight, std::size_t count, float epsilon, float* y);
 
 // gate = gate · sigmoid(gate) · up
-inline void swiglu(float* gate, const float* up, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) {
-    gate[i] = gate[i] / (1.0F + exponential(-gate[i])) * up[i];
-  }
-}
+void swiglu(float* gate, const float* up, std::size_t count);
 
-inline void add(float* x, const float* y, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) {
-    x[i] += y[i];
-  }
-}
+// x += y
+void add(float* x, const float* y, std::size_t count);
+
+// x *= factor
+void scale(float* x, float factor, std::size_t count);
 
 }  // namespace zipcache_llama

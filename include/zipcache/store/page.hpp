@@ -18,12 +18,19 @@
 
 namespace zipcache {
 
-/// One entry of a head's page table (8 bytes): which page, and how many tiles of each class are in
-/// it.
+/// One entry of a head's page table (8 bytes): which page, and how many tokens of each class are in
+/// it. All tiles but a class's last one are full, so the tokens also give the tiles.
 struct page_entry {
   uint32_t page;
-  uint16_t salient_tiles;
-  uint16_t regular_tiles;
+  uint16_t salient_tokens;
+  uint16_t regular_tokens;
+
+  ZIPCACHE_HOST_DEVICE constexpr int32_t salient_tiles() const {
+    return ceil_div<int32_t>(salient_tokens, tile_tokens);
+  }
+  ZIPCACHE_HOST_DEVICE constexpr int32_t regular_tiles() const {
+    return ceil_div<int32_t>(regular_tokens, tile_tokens);
+  }
 };
 static_assert(sizeof(page_entry) == 8, "zipcache: a page table entry is eight bytes");
 
@@ -72,6 +79,33 @@ struct page_plan {
     }
     return plan;
   }
+};
+
+/// Walks over the pages of one head in order and says how many tokens of each class go into each.
+class page_cursor {
+ public:
+  ZIPCACHE_HOST_DEVICE constexpr page_cursor(const page_plan& plan, int64_t num_salient,
+                                             int64_t num_regular)
+      : plan_(plan),
+        salient_left_(plan.salient_tile_bytes > 0 ? num_salient : 0),
+        regular_left_(plan.regular_tile_bytes > 0 ? num_regular : 0) {}
+
+  /// The entry of the next page, which is `page` of the pool.
+  ZIPCACHE_HOST_DEVICE constexpr page_entry next(uint32_t page) {
+    const int64_t salient_room = plan_.salient_before(index_ + 1) - plan_.salient_before(index_);
+    const int64_t salient = least(salient_left_, salient_room * tile_tokens);
+    const int64_t regular = least(regular_left_, plan_.regular_room(index_) * tile_tokens);
+    salient_left_ -= salient;
+    regular_left_ -= regular;
+    ++index_;
+    return {page, static_cast<uint16_t>(salient), static_cast<uint16_t>(regular)};
+  }
+
+ private:
+  page_plan plan_;
+  int64_t salient_left_;
+  int64_t regular_left_;
+  int64_t index_ = 0;
 };
 
 /// 16-bit tokens in a page of rows.

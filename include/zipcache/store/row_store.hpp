@@ -26,7 +26,9 @@ class row_store {
   }
 
   int64_t size() const { return size_; }
-  int64_t num_pages() const { return pages_.empty() ? 0 : pages_.size() * pages_[0].size(); }
+  int64_t num_pages() const {
+    return pages_.empty() ? 0 : static_cast<int64_t>(pages_.size()) * pages_[0].size();
+  }
 
   const Storage* key_row(int32_t head, int64_t token) const { return row(head, token, 0); }
   const Storage* value_row(int32_t head, int64_t token) const {

@@ -75,18 +75,16 @@ struct segment {
     constexpr bool is_salient_class = Class == token_class::salient;
     const int64_t tile_bytes = tile_record<Policies, Class>::bytes(shape.head_dim);
     if (tile_bytes == 0) return;
-    int64_t left = shape.template class_tokens<Class>();
     for (int64_t page = 0; page < pages_per_head; ++page) {
       const page_entry entry = table[static_cast<size_t>(head * pages_per_head + page)];
       const int64_t skipped =
           is_salient_class
               ? 0
-              : entry.salient_tiles * segment_shape<Policies>::salient_tile_bytes(shape.head_dim);
+              : entry.salient_tiles() * segment_shape<Policies>::salient_tile_bytes(shape.head_dim);
       std::byte* tile = pool->data(entry.page) + skipped;
-      const int32_t count = is_salient_class ? entry.salient_tiles : entry.regular_tiles;
-      for (int32_t i = 0; i < count; ++i, tile += tile_bytes) {
-        visit(tile, static_cast<int32_t>(least<int64_t>(tile_tokens, left)));
-        left -= tile_tokens;
+      const int32_t tokens = is_salient_class ? entry.salient_tokens : entry.regular_tokens;
+      for (int32_t first = 0; first < tokens; first += tile_tokens, tile += tile_bytes) {
+        visit(tile, least(tile_tokens, tokens - first));
       }
     }
   }

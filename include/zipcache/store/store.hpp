@@ -169,15 +169,10 @@ std::shared_ptr<const segment<Policies>> store(cpu_backend backend, page_pool& p
   sealed->salient_bitmap.resize(static_cast<size_t>(k.num_heads * sealed->shape.bitmap_words()));
   sealed->table.reserve(static_cast<size_t>(k.num_heads * plan.num_pages));
   for (int32_t head = 0; head < k.num_heads; ++head) {
-    int64_t regular_left = plan.regular_tiles;
+    page_cursor cursor(plan, num_salient, k.num_tokens - num_salient);
     for (int64_t page = 0; page < plan.num_pages; ++page) {
       sealed->pages.grow();
-      const int64_t regular_here = least(plan.regular_room(page), regular_left);
-      regular_left -= regular_here;
-      sealed->table.push_back(
-          {sealed->pages[sealed->pages.size() - 1],
-           static_cast<uint16_t>(plan.salient_before(page + 1) - plan.salient_before(page)),
-           static_cast<uint16_t>(regular_here)});
+      sealed->table.push_back(cursor.next(sealed->pages[sealed->pages.size() - 1]));
     }
     for (int64_t i = 0; i < num_salient; ++i) {
       const int32_t token = salient[static_cast<size_t>(head * num_salient + i)];

@@ -58,7 +58,7 @@ struct policy_list<policy_table<Policies...>> {
 /// sequences, batch rows, threads or page numbers. Const members may run concurrently; others need
 /// the cache for themselves.
 template <class Element, class Policies>
-class kv_cache {
+class kv_cache<Element, Policies, cpu_backend> {
   static_assert(
       cache_element<Element>,
       "zipcache: the first argument of kv_cache is float, zipcache::half or zipcache::bfloat16");

@@ -84,7 +84,11 @@ struct affine {
   /// Rounds half to even and clamps. NaN becomes code 0 (the comparison is false), the infinities
   /// the end codes.
   ZIPCACHE_HOST_DEVICE static uint32_t quantize(float x, affine_scale s) {
-    const float position = (x - s.min) * s.inverse_step;
+    const float distance = x - s.min;
+    // As in fit: halves where the distance is beyond the largest float.
+    const float position = is_finite(distance)
+                               ? distance * s.inverse_step
+                               : (x * 0.5f - s.min * 0.5f) * (2.0f * s.inverse_step);
     const float clamped =
         position > 0.0f
             ? (position < static_cast<float>(max_code) ? position : static_cast<float>(max_code))

@@ -1,0 +1,119 @@
+// One layer of the cache in device memory, as kernels see it: pages, page tables, segment records
+// and 16-bit tokens of all sequences. Trivially copyable; passed to kernels by value. Twin of
+// segment.hpp and row_store.hpp. Pages and records are the bytes of page.hpp and tile.hpp. What
+// grows while a captured graph is replayed (lengths, pages in use) is in `counts` and read on the
+// device; sizes and pointers never change.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <zipcache/config.hpp>
+#include <zipcache/core/numerics.hpp>
+#include <zipcache/policy/policies.hpp>
+#include <zipcache/store/page.hpp>
+#include <zipcache/store/tile.hpp>
+
+namespace zipcache {
+
+/// Counts of one sequence in one layer. Segments are the prompt's (if it was compressed) and then
+/// one for each interval, all intervals of the same size.
+struct sequence_counts {
+  int32_t sealed = 0;         ///< tokens in sinks and segments
+  int32_t sinks = 0;          ///< tokens pinned in 16 bits
+  int32_t window_first = 0;   ///< ring slot of the oldest token in the window
+  int32_t window = 0;         ///< tokens in the window
+  int32_t prompt_tokens = 0;  ///< tokens of the prompt's segment
+  int32_t prompt_pages = 0;   ///< pages of each head that it has
+  int32_t pages = 0;          ///< pages of each head that all segments have
+  int32_t segments = 0;
+};
+
+/// Layer of a cache of `Policies` whose 16-bit type is `Storage`.
+template <class Policies, class Storage>
+struct device_layer {
+  int32_t num_qo_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t max_sequences;
+  float sm_scale;
+
+  std::byte* pages;  ///< the pool; page p at p * page_bytes
+  int64_t page_bytes;
+  page_entry* table;   ///< [max_sequences, num_kv_heads, max_pages]; page numbers are there before
+                       ///< tokens are
+  int32_t max_pages;   ///< pages of one head of one sequence
+  std::byte* records;  ///< [max_sequences, max_segments, num_kv_heads, record_bytes]
+  int32_t max_segments;
+  uint32_t* bitmaps;  ///< [max_sequences, num_kv_heads, bitmap_words]: prompt, then intervals, each
+                      ///< in whole words
+  int32_t bitmap_words;
+  sequence_counts* counts;  ///< [max_sequences]
+
+  Storage* window;  ///< [max_sequences, num_kv_heads, window_tiles, 2, 32 * head_dim]: 16-bit key
+                    ///< and value tiles
+  int32_t window_tiles;  ///< the ring has 32 * window_tiles slots
+  Storage* sink_rows;    ///< [max_sequences, num_kv_heads, sink_tiles, 2, 32 * head_dim]
+  int32_t sink_tiles;
+
+  int32_t interval;          ///< tokens that a flush compresses
+  int32_t recent;            ///< tokens that always stay in the window
+  int32_t interval_salient;  ///< of an interval, tokens that are salient
+  int32_t interval_recent;   ///< of those, the last ones whatever they score
+  int32_t interval_pages;    ///< pages of each head that a flush fills
+
+  ZIPCACHE_HOST_DEVICE int32_t group() const { return num_qo_heads / num_kv_heads; }
+  ZIPCACHE_HOST_DEVICE int64_t record_bytes() const {
+    return segment_record<Policies>::bytes(head_dim);
+  }
+
+  ZIPCACHE_HOST_DEVICE page_entry* table_of(int32_t sequence, int32_t head) const {
+    return table + (static_cast<int64_t>(sequence) * num_kv_heads + head) * max_pages;
+  }
+  ZIPCACHE_HOST_DEVICE std::byte* record_of(int32_t sequence, int32_t segment, int32_t head) const {
+    return records +
+           ((static_cast<int64_t>(sequence) * max_segments + segment) * num_kv_heads + head) *
+               record_bytes();
+  }
+  ZIPCACHE_HOST_DEVICE uint32_t* bitmap_of(int32_t sequence, int32_t head) const {
+    return bitmaps + (static_cast<int64_t>(sequence) * num_kv_heads + head) * bitmap_words;
+  }
+  ZIPCACHE_HOST_DEVICE std::byte* page(uint32_t number) const {
+    return pages + static_cast<int64_t>(number) * page_bytes;
+  }
+
+  /// 32-bit words of a 16-bit tile of keys and values together; keys come first.
+  ZIPCACHE_HOST_DEVICE int64_t row_tile_elements() const {
+    return int64_t{2} * tile_tokens * head_dim;
+  }
+  ZIPCACHE_HOST_DEVICE Storage* window_tile(int32_t sequence, int32_t head, int32_t tile) const {
+    return window + ((static_cast<int64_t>(sequence) * num_kv_heads + head) * window_tiles + tile) *
+                        row_tile_elements();
+  }
+  ZIPCACHE_HOST_DEVICE Storage* sink_tile(int32_t sequence, int32_t head, int32_t tile) const {
+    return sink_rows +
+           ((static_cast<int64_t>(sequence) * num_kv_heads + head) * sink_tiles + tile) *
+               row_tile_elements();
+  }
+
+  /// Segment that page `index` of a head belongs to, and the first page of that segment.
+  ZIPCACHE_HOST_DEVICE int32_t segment_of_page(const sequence_counts& count, int32_t index) const {
+    if (index < count.prompt_pages) return 0;
+    return (count.prompt_pages > 0 ? 1 : 0) + (index - count.prompt_pages) / interval_pages;
+  }
+  ZIPCACHE_HOST_DEVICE int32_t segment_end_page(const sequence_counts& count, int32_t index) const {
+    if (index < count.prompt_pages) return count.prompt_pages;
+    return count.prompt_pages +
+           ((index - count.prompt_pages) / interval_pages + 1) * interval_pages;
+  }
+};
+
+/// Element (token, channel) of a 16-bit tile, keys or values.
+template <template <int> class Layout, class Storage>
+ZIPCACHE_HOST_DEVICE Storage& row_tile_element(Storage* tile, int32_t head_dim, int32_t token,
+                                               int32_t channel) {
+  const code_position position = Layout<16>::position(head_dim, token, channel);
+  return tile[position.word * 2 + position.shift / 16];
+}
+
+}  // namespace zipcache

@@ -1,0 +1,46 @@
+// What each preset reproduces, stated once more in numbers.
+#include <zipcache/policy/presets.hpp>
+
+#include "support/catch.hpp"
+
+using namespace zipcache;
+
+namespace {
+
+template <class P>
+bool has_bits(int salient, int regular) {
+  return P::template key_bits<token_class::salient> == salient &&
+         P::template value_bits<token_class::salient> == salient &&
+         P::template key_bits<token_class::regular> == regular &&
+         P::template value_bits<token_class::regular> == regular;
+}
+
+}  // namespace
+
+TEST_CASE("policy: the paper's preset is 60 % at 4 bits and the rest at 2", "[policy][presets]") {
+  CHECK(has_bits<presets::paper>(4, 2));
+  CHECK(presets::paper::budget_policy::default_ratio == 0.6);
+  CHECK(std::is_same_v<presets::paper::key_quantizer_policy::granularity, channelwise>);
+  CHECK(std::is_same_v<presets::paper::value_quantizer_policy::granularity,
+                       channel_separable_tokenwise>);
+}
+
+TEST_CASE("policy: presets have the bits and shares of their papers", "[policy][presets]") {
+  CHECK(has_bits<presets::uncompressed>(16, 16));
+  CHECK(has_bits<presets::mikv>(4, 2));
+  CHECK(has_bits<presets::h2o>(16, 0));
+  CHECK(has_bits<presets::kivi_2bit>(2, 2));
+  CHECK(has_bits<presets::uniform_4bit>(4, 4));
+  CHECK(presets::mikv::budget_policy::default_ratio == 0.6);
+  CHECK(presets::h2o::budget_policy::default_ratio == 0.4);
+}
+
+TEST_CASE("policy: KIVI keeps the newest 128 tokens and seals whole blocks of 32",
+          "[policy][presets]") {
+  using schedule = presets::kivi_2bit::schedule_policy;
+  const schedule_options options{schedule::default_interval, schedule::default_recent};
+  CHECK(schedule::sealed_by_prefill(100, options) == 0);
+  CHECK(schedule::sealed_by_prefill(128 + 31, options) == 0);
+  CHECK(schedule::sealed_by_prefill(128 + 32, options) == 32);
+  CHECK(schedule::sealed_by_prefill(1000, options) == 864);
+}

@@ -174,7 +174,7 @@ class kv_cache<Element, Policies, cpu_backend> {
                const prefill_options& options = {}) {
     auto& state = layer_of(sequence, layer);
     check_kv(k, v);
-    if (q.data != nullptr) check_queries("q", q);
+    if (q.data != nullptr || q.num_tokens != 0) check_queries("q", q);
     detail::require_between("prompt_len", options.prompt_len, int64_t{0}, int64_t{INT32_MAX});
     check_finite("k", k);
     check_finite("v", v);
@@ -265,17 +265,23 @@ class kv_cache<Element, Policies, cpu_backend> {
   }
 
   /// @brief Appends any number of tokens to one sequence and attends with their queries: the same
-  /// as doing so token by token, in as few pieces as the intervals allow. If a piece throws, the
-  /// pieces before it stay.
+  /// as doing so token by token, in as few pieces as the intervals allow. Arguments are checked
+  /// before the first piece; if memory or the pool runs out in a later one, the pieces before it
+  /// stay.
   void append_and_attend(sequence_id sequence, int32_t layer, tensor_view<const Element> q,
                          tensor_view<const Element> k, tensor_view<const Element> v,
                          tensor_view<Element> out, std::span<float> lse = {}) {
     detail::require_equal("q.num_tokens", q.num_tokens, k.num_tokens);
     detail::require_equal("out.num_tokens", out.num_tokens, k.num_tokens);
-    detail::require_equal("v.num_tokens", v.num_tokens, k.num_tokens);
+    check_kv(k, v);
+    check_queries("q", q);
+    check_queries("out", out);
+    check_finite("k", k);
+    check_finite("v", v);
     if (!lse.empty())
       detail::require_equal("lse.size()", static_cast<int64_t>(lse.size()),
                             k.num_tokens * shape_.num_qo_heads);
+    layer_of(sequence, layer);
     for (int64_t first = 0; first < k.num_tokens;) {
       const int64_t count = std::min(k.num_tokens - first, append_room(sequence, layer));
       append(sequence, layer, k.tokens(first, count), v.tokens(first, count));

@@ -4,9 +4,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace zipcache::detail {
@@ -21,7 +23,7 @@ class thread_pool {
   }
 
   /// Calls work(i) once for every i in [0, count), on the caller and up to `num_threads - 1`
-  /// helpers. `work` must not throw.
+  /// helpers. If calls throw, the others are still made, and one of the exceptions comes out here.
   void run(int32_t num_threads, int64_t count, const std::function<void(int64_t)>& work) {
     const std::unique_lock<std::mutex> only(busy_, std::try_to_lock);
     if (!only.owns_lock()) {
@@ -43,6 +45,7 @@ class thread_pool {
     drain();
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return running_ == 0; });
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
 
  private:
@@ -58,7 +61,14 @@ class thread_pool {
   }
 
   void drain() {
-    for (int64_t i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) (*work_)(i);
+    for (int64_t i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) {
+      try {
+        (*work_)(i);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+      }
+    }
   }
 
   void wait_for_work(size_t id) {
@@ -82,6 +92,7 @@ class thread_pool {
   std::condition_variable done_;
   std::vector<std::thread> helpers_;
   const std::function<void(int64_t)>* work_ = nullptr;
+  std::exception_ptr failure_;
   int64_t count_ = 0;
   std::atomic<int64_t> next_{0};
   size_t active_ = 0;

@@ -2,6 +2,7 @@
 // throws gives its pages back; sealed pages are shared by forks through the segment that owns them.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -54,6 +55,7 @@ class page_pool {
       // Returning a page must never fail, so the free list has room for all pages before they
       // exist.
       free_.reserve(static_cast<size_t>(num_pages_ + slab_pages));
+      slabs_.reserve(slabs_.size() + 1);  // so that a new slab has an owner at once
       slabs_.emplace_back(static_cast<std::byte*>(
           ::operator new(static_cast<size_t>(slab_pages * page_bytes_), alignment)));
     }
@@ -99,10 +101,9 @@ class page_list {
     pages_.reserve(pages_.size() + 1);
     pages_.push_back(pool_->allocate());
   }
-  /// Returns the `count` first pages.
-  void drop_front(int64_t count) noexcept {
-    for (int64_t i = 0; i < count; ++i) pool_->release(pages_[static_cast<size_t>(i)]);
-    pages_.erase(pages_.begin(), pages_.begin() + count);
+  /// Puts the first `count` pages behind the others.
+  void rotate(int64_t count) noexcept {
+    std::rotate(pages_.begin(), pages_.begin() + count, pages_.end());
   }
   void shrink_to(int64_t count) noexcept {
     while (size() > count) {

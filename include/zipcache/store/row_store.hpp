@@ -35,9 +35,11 @@ class row_store {
     return row(head, token, rows_per_page_);
   }
 
-  /// Takes pages for `count` more tokens; does nothing if it throws.
-  void reserve(int64_t count) {
-    const int64_t needed = ceil_div<int64_t>(offset_ + size_ + count, rows_per_page_);
+  /// Takes pages for `count` more tokens, which come after the first `dropped` tokens have gone and
+  /// left their pages to them; does nothing if it throws.
+  void reserve(int64_t count, int64_t dropped = 0) {
+    const int64_t first = first_row_after(dropped);
+    const int64_t needed = ceil_div<int64_t>(first + size_ - dropped + count, rows_per_page_);
     const int64_t before = pages_.empty() ? 0 : pages_[0].size();
     try {
       for (page_list& pages : pages_) {
@@ -61,13 +63,13 @@ class row_store {
     }
   }
 
+  /// Forgets the first tokens. Pages that this empties wait for the next tokens, or for
+  /// `release_unused`.
   void drop_front(int64_t count) noexcept {
+    const int64_t first = first_row_after(count);
+    for (page_list& pages : pages_) pages.rotate((offset_ + count - first) / rows_per_page_);
     size_ -= count;
-    offset_ += count;
-    const int64_t unused =
-        size_ == 0 ? (pages_.empty() ? 0 : pages_[0].size()) : offset_ / rows_per_page_;
-    for (page_list& pages : pages_) pages.drop_front(unused);
-    offset_ = size_ == 0 ? 0 : offset_ - unused * rows_per_page_;
+    offset_ = first;
   }
 
   void drop_back(int64_t count) noexcept {
@@ -97,6 +99,11 @@ class row_store {
   }
 
  private:
+  /// Rows before the first token once `count` tokens were dropped: less than a page, none if no
+  /// token is left.
+  int64_t first_row_after(int64_t count) const {
+    return count == size_ ? (count == 0 ? offset_ : 0) : (offset_ + count) % rows_per_page_;
+  }
   Storage* row(int32_t head, int64_t token, int64_t first_row) const {
     const int64_t index = offset_ + token;
     std::byte* page = pool_->data(pages_[static_cast<size_t>(head)][index / rows_per_page_]);

@@ -32,8 +32,8 @@ class layer_state {
   virtual void prefill(cpu_backend backend, tensor_view<const Element> q,
                        tensor_view<const Element> k, tensor_view<const Element> v,
                        const prefill_options& options) = 0;
-  /// Compresses a full window if the next token needs room; takes the pages for `count` more
-  /// tokens. Throws before any change that a caller could see.
+  /// Compresses a full window if there are tokens to come; takes the pages for `count` more tokens.
+  /// Nothing that a caller could see changes before `append`.
   virtual void prepare_append(cpu_backend backend, int64_t count) = 0;
   /// Appends tokens that were prepared for.
   virtual void append(tensor_view<const Element> k, tensor_view<const Element> v) noexcept = 0;

@@ -35,12 +35,17 @@ struct kept_probes {
             const float* row_lse) {
     if (!positions.empty() && positions.back() >= position)
       drop_from(position, queries.num_heads, queries.head_dim);
-    positions.push_back(position);
-    for (int32_t head = 0; head < queries.num_heads; ++head) {
-      const Element* source = queries.row(head, row);
-      q.insert(q.end(), source, source + queries.head_dim);
+    try {
+      positions.push_back(position);
+      for (int32_t head = 0; head < queries.num_heads; ++head) {
+        const Element* source = queries.row(head, row);
+        q.insert(q.end(), source, source + queries.head_dim);
+      }
+      if (row_lse != nullptr) lse.insert(lse.end(), row_lse, row_lse + queries.num_heads);
+    } catch (...) {
+      drop_from(position, queries.num_heads, queries.head_dim);  // no half of a row
+      throw;
     }
-    if (row_lse != nullptr) lse.insert(lse.end(), row_lse, row_lse + queries.num_heads);
   }
   void drop_from(int64_t position, int32_t num_heads, int32_t head_dim) noexcept {
     const auto kept =
@@ -51,10 +56,9 @@ struct kept_probes {
     q.resize(count * static_cast<size_t>(num_heads) * static_cast<size_t>(head_dim));
     if (has_lse) lse.resize(count * static_cast<size_t>(num_heads));
   }
-  void clear() noexcept {
-    positions.clear();
-    q.clear();
-    lse.clear();
+  int64_t bytes() const {
+    return static_cast<int64_t>(positions.size() * sizeof(int64_t) + q.size() * sizeof(Element) +
+                                lse.size() * sizeof(float));
   }
 };
 
@@ -141,14 +145,26 @@ class stream final : public layer_state<Element> {
               "one begins (append_and_attend does both)")
                  .c_str());
     }
-    if (is_full()) seal_interval(backend);
-    window_.reserve(count);
+    if (count == 0) return;
+    std::optional<sealed_tokens> flushed;
+    if (is_full()) flushed = seal_interval(backend);
+    window_.reserve(count, flushed ? interval() : 0);
+    flushed_ = std::move(flushed);
   }
 
   void append(tensor_view<const Element> k, tensor_view<const Element> v) noexcept override {
+    if (flushed_) {
+      window_.drop_front(interval());
+      commit(std::move(*flushed_), interval());
+      flushed_.reset();
+    }
     window_.push(k, v);
+    window_.release_unused();
   }
-  void cancel_append() noexcept override { window_.release_unused(); }
+  void cancel_append() noexcept override {
+    flushed_.reset();
+    window_.release_unused();
+  }
 
   int64_t append_room() const override {
     return is_full() ? interval() : capacity() - window_.size();
@@ -199,6 +215,7 @@ class stream final : public layer_state<Element> {
   void truncate(int64_t len) noexcept override {
     window_.drop_back(size() - len);
     probes_.drop_from(len, shape_.num_qo_heads, shape_.head_dim);
+    interval_start_ = std::min(interval_start_, len);
   }
 
   std::unique_ptr<layer_state<Element>> clone() const override {
@@ -237,7 +254,8 @@ class stream final : public layer_state<Element> {
     bytes.window_bytes = (window_.num_pages() + sinks_.num_pages()) * pool_->page_bytes();
     bytes.table_bytes =
         static_cast<int64_t>(segments_.size() * sizeof(segments_[0])) +
-        (window_.num_pages() + sinks_.num_pages()) * static_cast<int64_t>(sizeof(uint32_t));
+        (window_.num_pages() + sinks_.num_pages()) * static_cast<int64_t>(sizeof(uint32_t)) +
+        probes_.bytes();
     for (const auto& sealed : segments_) {
       if (!seen(sealed.get(), context)) bytes += segment_footprint(*sealed);
     }
@@ -351,11 +369,13 @@ class stream final : public layer_state<Element> {
     std::optional<row_store<storage>> sinks;
   };
 
-  /// Splits and quantizes tokens [sealed_, sealed_ + k.num_tokens). Changes nothing.
+  /// Splits and quantizes the `count` tokens from sealed_ on. k, v hold them and may hold later
+  /// ones, which share the probes' attention (all that the probes saw unless their lse is kept).
+  /// Changes nothing.
   sealed_tokens seal(cpu_backend backend, tensor_view<const storage> k,
-                     tensor_view<const storage> v, const kept_probes<Element>& probes) const {
+                     tensor_view<const storage> v, int64_t count,
+                     const kept_probes<Element>& probes) const {
     sealed_tokens result;
-    const int64_t count = k.num_tokens;
     const int64_t pinned =
         std::clamp<int64_t>(Policies::sink_policy_type::count - sealed_, 0, count);
     if (pinned > 0) {
@@ -368,7 +388,7 @@ class stream final : public layer_state<Element> {
     const selection_size size{rest, salient_of(rest),
                               Policies::budget_policy::num_recent(rest, options_.budget)};
     std::vector<int32_t> salient(static_cast<size_t>(shape_.num_kv_heads * size.num_salient));
-    const std::vector<float> scores = score(backend, k, probes, pinned);
+    const std::vector<float> scores = score(backend, k, probes, pinned, rest);
     select(backend, scores, shape_.num_kv_heads, size, salient);
     result.made = store<Policies, storage, storage>(backend, *pool_, k.tokens(pinned, rest),
                                                     v.tokens(pinned, rest), salient,
@@ -376,9 +396,10 @@ class stream final : public layer_state<Element> {
     return result;
   }
 
-  /// Scores of the tokens behind the first `pinned` ones. [num_kv_heads, num_tokens - pinned]
+  /// Scores of the `scored` tokens behind the first `pinned` ones. [num_kv_heads, scored]
   std::vector<float> score(cpu_backend backend, tensor_view<const storage> k,
-                           const kept_probes<Element>& probes, int64_t pinned) const {
+                           const kept_probes<Element>& probes, int64_t pinned,
+                           int64_t scored) const {
     using metric = typename Policies::saliency_policy;
     using scope = typename Policies::scope_policy;
     const int64_t count = k.num_tokens;
@@ -396,13 +417,13 @@ class stream final : public layer_state<Element> {
           nhd(probes.q.data(), num_probes, shape_.num_qo_heads, shape_.head_dim), positions, lse};
       saliency<metric, scope>(backend, queries, k, shape_.softmax_scale(), scores);
     }
-    if (pinned > 0) {
-      std::vector<float> behind;
+    if (scored < count) {
+      std::vector<float> part;
       for (int32_t head = 0; head < shape_.num_kv_heads; ++head) {
-        behind.insert(behind.end(), scores.begin() + head * count + pinned,
-                      scores.begin() + (head + 1) * count);
+        const auto first = scores.begin() + head * count + pinned;
+        part.insert(part.end(), first, first + scored);
       }
-      return behind;
+      return part;
     }
     return scores;
   }
@@ -412,7 +433,7 @@ class stream final : public layer_state<Element> {
     if (tokens.sinks) sinks_ = std::move(*tokens.sinks);
     sealed_ += count;
     interval_start_ = size();
-    probes_.clear();
+    probes_ = {};  // gives the memory back as well
     prompt_len_ = 0;
   }
 
@@ -424,7 +445,7 @@ class stream final : public layer_state<Element> {
         Policies::schedule_policy::sealed_by_prefill(k.num_tokens, options_.schedule);
     segments_.reserve(segments_.size() + 1);
     sealed_tokens tokens;
-    if (sealed > 0) tokens = seal(backend, k.tokens(0, sealed), v.tokens(0, sealed), probes);
+    if (sealed > 0) tokens = seal(backend, k, v, sealed, probes);
     row_store<storage> rest(*pool_, shape_.num_kv_heads, shape_.head_dim);
     rest.reserve(k.num_tokens - sealed);
     rest.push(k.tokens(sealed, k.num_tokens - sealed), v.tokens(sealed, k.num_tokens - sealed));
@@ -432,8 +453,8 @@ class stream final : public layer_state<Element> {
     commit(std::move(tokens), sealed);
   }
 
-  /// Compresses the oldest interval of the window.
-  void seal_interval(cpu_backend backend) {
+  /// Compresses the oldest interval of the window. `append` makes it part of the sequence.
+  sealed_tokens seal_interval(cpu_backend backend) {
     if constexpr (Policies::needs_probes) {
       const std::vector<int64_t> planned = planned_probes();
       if (planned != probes_.positions) {
@@ -446,9 +467,7 @@ class stream final : public layer_state<Element> {
     segments_.reserve(segments_.size() + 1);
     gathered tokens(shape_, interval());
     tokens.fill(window_, interval());
-    sealed_tokens sealed = seal(backend, tokens.k(), tokens.v(), probes_);
-    window_.drop_front(interval());
-    commit(std::move(sealed), interval());
+    return seal(backend, tokens.k(), tokens.v(), interval(), probes_);
   }
 
   void attend_rows_of(cpu_backend backend, const row_store<storage>& rows_16, int32_t kv_head,
@@ -497,6 +516,7 @@ class stream final : public layer_state<Element> {
   int64_t interval_start_ = 0;  ///< tokens that were there when the window began to fill
   int64_t prompt_len_ = 0;      ///< of a prompt that is not complete; 0 otherwise
   kept_probes<Element> probes_;
+  std::optional<sealed_tokens> flushed_;  ///< between prepare_append and append
 };
 
 }  // namespace zipcache::detail

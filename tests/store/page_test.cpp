@@ -1,0 +1,100 @@
+// The plan that spreads tiles over pages, for many shapes.
+#include <algorithm>
+
+#include <zipcache/store/page.hpp>
+
+#include "support/catch.hpp"
+#include "support/generators.hpp"
+
+using namespace zipcache;
+
+namespace {
+
+/// Fewest pages of any plan: tiles of two sizes in bins of one, packed by trying every even spread
+/// is what the library does; this is the lower bound by bytes.
+int64_t pages_by_bytes(int64_t page, int64_t a, int64_t b, int64_t num_a, int64_t num_b) {
+  return (a * num_a + b * num_b + page - 1) / page;
+}
+
+/// Whether `pages` pages hold all tiles when salient ones are spread evenly, said without the
+/// plan's own functions.
+bool even_spread_fits(int64_t pages, int64_t page, int64_t a, int64_t b, int64_t num_a,
+                      int64_t num_b) {
+  int64_t room = 0;
+  for (int64_t i = 0; i < pages; ++i) {
+    const int64_t here = num_a * (i + 1) / pages - num_a * i / pages;
+    if (here * a > page) return false;
+    if (b > 0) room += (page - here * a) / b;
+  }
+  return room >= num_b;
+}
+
+void check_plan(int64_t page, int64_t a, int64_t b, int64_t num_a, int64_t num_b) {
+  INFO("pages of " << page << ", " << num_a << " tiles of " << a << ", " << num_b << " of " << b);
+  const page_plan plan = page_plan::make(page, a, b, num_a, num_b);
+  const int64_t real_a = a > 0 ? num_a : 0;
+  const int64_t real_b = b > 0 ? num_b : 0;
+  int64_t placed_a = 0;
+  int64_t left_b = plan.regular_tiles;
+  for (int64_t i = 0; i < plan.num_pages; ++i) {
+    const int64_t here_a = plan.salient_before(i + 1) - plan.salient_before(i);
+    const int64_t here_b = std::min(plan.regular_room(i), left_b);
+    REQUIRE(here_a >= 0);
+    REQUIRE(here_b >= 0);
+    REQUIRE(here_a * a + here_b * b <= page);
+    REQUIRE(here_a + here_b > 0);  // no stray page
+    REQUIRE(plan.salient_before(i) == placed_a);
+    placed_a += here_a;
+    left_b -= here_b;
+  }
+  REQUIRE(placed_a == real_a);
+  REQUIRE(plan.regular_tiles == real_b);
+  REQUIRE(left_b == 0);
+  REQUIRE(plan.num_pages >= pages_by_bytes(page, a, b, real_a, real_b));
+  // Fewer pages would not do.
+  for (int64_t fewer = 1; fewer < plan.num_pages; ++fewer)
+    REQUIRE_FALSE(even_spread_fits(fewer, page, a, b, real_a, real_b));
+}
+
+}  // namespace
+
+TEST_CASE("store: a plan places every tile once, fits, and has the fewest pages", "[store][page]") {
+  zipcache_test::random_numbers random(1);
+  for (int round = 0; round < 3000; ++round) {
+    const int64_t a = random.below(8) == 0 ? 0 : 16 * (1 + random.below(300));
+    const int64_t b = random.below(8) == 0 ? 0 : 16 * (1 + random.below(300));
+    const int64_t page = std::max<int64_t>({a, b, 16}) + 16 * random.below(700);
+    check_plan(page, a, b, random.below(60), random.below(60));
+  }
+}
+
+TEST_CASE("store: a plan of nothing has no pages", "[store][page]") {
+  CHECK(page_plan::make(4096, 128, 64, 0, 0).num_pages == 0);
+  CHECK(page_plan::make(4096, 0, 64, 10, 0).num_pages == 0);
+  CHECK(page_plan::make(4096, 0, 0, 10, 10).num_pages == 0);
+}
+
+TEST_CASE("store: pages of one tile hold one tile each", "[store][page]") {
+  check_plan(4096, 4096, 4096, 3, 5);
+  CHECK(page_plan::make(4096, 4096, 4096, 3, 5).num_pages == 8);
+  check_plan(4096, 4096, 16, 1, 1);
+  CHECK(page_plan::make(4096, 4096, 16, 1, 1).num_pages == 2);
+}
+
+TEST_CASE("store: an interval of 160 tokens under the paper's policies is one page a head",
+          "[store][page]") {
+  const page_plan plan = page_plan::make(17024, 4224, 2176, 3, 2);
+  CHECK(plan.num_pages == 1);
+  CHECK(3 * 4224 + 2 * 2176 == 17024);
+  CHECK(page_plan::make(17024 - 16, 4224, 2176, 3, 2).num_pages == 2);
+}
+
+TEST_CASE("store: large plans stay exact", "[store][page]") {
+  // A million tokens: 18750 and 12500 tiles.
+  check_plan(17024, 4224, 2176, 18750, 12500);
+}
+
+TEST_CASE("store: a page of rows holds a key and a value of each token", "[store][page]") {
+  CHECK(rows_per_page(17024, 128) == 33);
+  CHECK(rows_per_page(512, 128) == 1);
+}

@@ -1,0 +1,45 @@
+// The axes along which store and attend are tested, one at a time round the paper's preset: each
+// instance is compile time.
+#pragma once
+
+#include <tuple>
+
+#include <zipcache/policy/presets.hpp>
+
+namespace zipcache_test::axes {
+
+using zipcache::channel_separable_tokenwise;
+using zipcache::channelwise;
+using zipcache::channelwise_blocks;
+using zipcache::groupwise;
+using zipcache::keys;
+using zipcache::tokenwise;
+using zipcache::values;
+using paper = zipcache::presets::paper;
+
+using all_presets = std::tuple<paper, zipcache::presets::uncompressed, zipcache::presets::mikv,
+                               zipcache::presets::h2o, zipcache::presets::kivi_2bit,
+                               zipcache::presets::uniform_4bit>;
+
+/// Every number of bits on each side; the other side and the regular class stay the paper's.
+using key_bits =
+    std::tuple<paper::with<keys<channelwise, 1, 2>>, paper::with<keys<channelwise, 2, 1>>,
+               paper::with<keys<channelwise, 3, 2>>, paper::with<keys<channelwise, 8, 3>>,
+               paper::with<keys<channelwise, 16, 4>>>;
+using value_bits = std::tuple<paper::with<values<channel_separable_tokenwise, 1, 2>>,
+                              paper::with<values<channel_separable_tokenwise, 2, 1>>,
+                              paper::with<values<channel_separable_tokenwise, 3, 2>>,
+                              paper::with<values<channel_separable_tokenwise, 8, 3>>,
+                              paper::with<values<channel_separable_tokenwise, 16, 4>>>;
+
+/// Every group layout on each side.
+using key_layouts =
+    std::tuple<paper::with<keys<tokenwise, 4, 2>>, paper::with<keys<groupwise<16>, 4, 2>>,
+               paper::with<keys<channelwise_blocks, 4, 2>>,
+               paper::with<keys<channel_separable_tokenwise, 4, 2>>>;
+using value_layouts =
+    std::tuple<paper::with<values<tokenwise, 4, 2>>, paper::with<values<groupwise<16>, 4, 2>>,
+               paper::with<values<channelwise, 4, 2>>,
+               paper::with<values<channelwise_blocks, 4, 2>>>;
+
+}  // namespace zipcache_test::axes

@@ -33,6 +33,17 @@ ZIPCACHE_HOST_DEVICE inline value_range include(value_range r, float x) {
   return r;
 }
 
+/// The range that two parts of a group have together.
+ZIPCACHE_HOST_DEVICE inline value_range merge(value_range a, value_range b) {
+  return {a.lowest < b.lowest ? a.lowest : b.lowest, a.highest > b.highest ? a.highest : b.highest};
+}
+
+/// The larger of `largest` and |x|; non-finite values are left out.
+ZIPCACHE_HOST_DEVICE inline float include_magnitude(float largest, float x) {
+  const float magnitude = std::fabs(x);
+  return is_finite(magnitude) && magnitude > largest ? magnitude : largest;
+}
+
 /// What a group stores, in 16 bits each.
 template <class Storage>
 struct affine_params {
@@ -93,7 +104,8 @@ struct affine {
         position > 0.0f
             ? (position < static_cast<float>(max_code) ? position : static_cast<float>(max_code))
             : 0.0f;
-    return static_cast<uint32_t>(static_cast<int32_t>(rintf(clamped)));
+    // Adding 2^23 rounds half to even and leaves the integer in the low bits.
+    return bits_of(clamped + 8388608.0f) & static_cast<uint32_t>(max_code);
   }
 
   ZIPCACHE_HOST_DEVICE static float dequantize(uint32_t code, affine_scale s) {

@@ -18,6 +18,8 @@
 #include <cstdint>
 #include <string>
 
+#include <zipcache/config.hpp>
+
 namespace zipcache {
 
 /// Along which axis a group's parameters vary. Parameters that vary by channel fold into the query
@@ -76,13 +78,13 @@ struct channel_separable_tokenwise {
 /// Groups along the channel axis of one token: 1 unless the layout is groupwise. A head_dim that
 /// the group size does not divide is refused when the cache is made.
 template <class Granularity>
-constexpr int32_t groups_per_token(int32_t head_dim) {
+ZIPCACHE_HOST_DEVICE constexpr int32_t groups_per_token(int32_t head_dim) {
   return Granularity::group_size == 0 ? 1 : head_dim / Granularity::group_size;
 }
 
 /// Channels in one such group.
 template <class Granularity>
-constexpr int32_t channels_per_group(int32_t head_dim) {
+ZIPCACHE_HOST_DEVICE constexpr int32_t channels_per_group(int32_t head_dim) {
   return Granularity::group_size == 0 ? head_dim : Granularity::group_size;
 }
 

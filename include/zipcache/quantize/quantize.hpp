@@ -28,9 +28,8 @@ void fit_channel_magnitudes(row_span<Element> rows, int32_t head_dim, Storage* m
   std::vector<float> largest(static_cast<size_t>(head_dim), 0.0f);
   for (const Element* row : rows) {
     for (int32_t channel = 0; channel < head_dim; ++channel) {
-      const float x = std::fabs(to_float(row[channel]));
       float& entry = largest[static_cast<size_t>(channel)];
-      entry = is_finite(x) && x > entry ? x : entry;
+      entry = include_magnitude(entry, to_float(row[channel]));
     }
   }
   for (int32_t channel = 0; channel < head_dim; ++channel) {

@@ -14,12 +14,13 @@ namespace zipcache::detail {
 
 /// Where a token's pair of `group` lies among the pairs of a tile.
 template <class Storage>
-affine_params<Storage>* token_pair(affine_params<Storage>* pairs, int32_t token, int32_t group) {
+ZIPCACHE_HOST_DEVICE affine_params<Storage>* token_pair(affine_params<Storage>* pairs,
+                                                        int32_t token, int32_t group) {
   return pairs + group * tile_tokens + token_parameter_slot(token);
 }
 template <class Storage>
-const affine_params<Storage>* token_pair(const affine_params<Storage>* pairs, int32_t token,
-                                         int32_t group) {
+ZIPCACHE_HOST_DEVICE const affine_params<Storage>* token_pair(const affine_params<Storage>* pairs,
+                                                              int32_t token, int32_t group) {
   return pairs + group * tile_tokens + token_parameter_slot(token);
 }
 

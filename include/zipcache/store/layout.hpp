@@ -47,6 +47,22 @@ ZIPCACHE_HOST_DEVICE constexpr int32_t lane_word_index(int32_t lane, int32_t wor
   return (word / vector * 32 + lane) * vector + word % vector;
 }
 
+/// The inverse: whose word, and its number among that lane's words.
+struct lane_word {
+  int32_t lane;
+  int32_t word;
+};
+ZIPCACHE_HOST_DEVICE constexpr lane_word lane_word_of(int32_t index, int32_t words_per_lane) {
+  const int32_t vector = words_per_lane % 4 == 0 ? 4 : (words_per_lane % 2 == 0 ? 2 : 1);
+  return {index / vector % 32, index / (32 * vector) * vector + index % vector};
+}
+
+/// Whose value a field of a word holds.
+struct tile_element {
+  int32_t token;
+  int32_t channel;  ///< head_dim or more in a field that stays empty
+};
+
 /// Keys of one tile at 1, 2, 4, 8 or 16 bits.
 template <int Bits>
 struct key_layout {
@@ -80,6 +96,25 @@ struct key_layout {
       const int32_t field = octet % octets_per_word + octets_per_word * (block % blocks_per_word);
       return {lane_word_index(lane, word, words_per_lane(head_dim)),
               8 * (in_block % 4) + Bits * field};
+    }
+  }
+
+  /// The inverse of `position`, field f of a word being its bits [Bits * f, Bits * (f + 1)).
+  ZIPCACHE_HOST_DEVICE static constexpr tile_element element(int32_t head_dim, int32_t index,
+                                                             int32_t field) {
+    const lane_word place = lane_word_of(index, words_per_lane(head_dim));
+    const int32_t row = place.lane / 4;
+    if constexpr (Bits == 16) {
+      const int32_t tile = place.word / 4;
+      const int32_t octet = tile / (head_dim / 16) * 2 + place.word % 2;
+      const int32_t in_block = place.word % 4 / 2 * 8 + place.lane % 4 * 2 + field;
+      return {8 * octet + row, 16 * (tile % (head_dim / 16)) + in_block};
+    } else {
+      const int32_t blocks = ceil_div(head_dim / 16, blocks_per_word);
+      const int32_t in_byte = field % (8 / Bits);
+      const int32_t octet = place.word / blocks * octets_per_word + in_byte % octets_per_word;
+      const int32_t block = place.word % blocks * blocks_per_word + in_byte / octets_per_word;
+      return {8 * octet + row, 16 * block + place.lane % 4 * 4 + field / (8 / Bits)};
     }
   }
 };
@@ -122,6 +157,43 @@ struct value_layout {
     }
     return {lane_word_index(lane, word, words_per_lane(head_dim)),
             16 * parity + (Bits == 16 ? 0 : Bits * field)};
+  }
+
+  /// The inverse of `position`, field f of a word being its bits [Bits * f, Bits * (f + 1)).
+  ZIPCACHE_HOST_DEVICE static constexpr tile_element element(int32_t head_dim, int32_t index,
+                                                             int32_t field) {
+    const lane_word place = lane_word_of(index, words_per_lane(head_dim));
+    const int32_t parity = field / (16 / Bits);
+    const int32_t in_half = field % (16 / Bits);
+    int32_t block = 0;
+    int32_t half_tile = 0;
+    int32_t octet = in_half % 2;
+    int32_t upper = 0;
+    if constexpr (Bits == 16) {
+      block = place.word / 8;
+      half_tile = place.word / 4 % 2;
+      octet = place.word % 2;
+      upper = place.word % 4 / 2;
+    } else if constexpr (Bits == 8) {
+      block = place.word / 4;
+      half_tile = place.word / 2 % 2;
+      upper = place.word % 2;
+    } else if constexpr (Bits == 4) {
+      block = place.word / 2;
+      half_tile = place.word % 2;
+      upper = in_half / 2;
+    } else if constexpr (Bits == 2) {
+      const bool paired = place.word / 2 < head_dim / 32;
+      block = place.word / 2 * 2 + (paired ? in_half / 2 % 2 : 0);
+      half_tile = paired ? place.word % 2 : in_half / 2 % 2;
+      upper = in_half / 4;
+    } else {
+      block = place.word * 2 + in_half / 2 % 2;
+      half_tile = in_half / 4 % 2;
+      upper = in_half / 8;
+    }
+    return {16 * half_tile + 8 * upper + place.lane % 4 * 2 + parity,
+            16 * block + 8 * octet + place.lane / 4};
   }
 };
 

@@ -21,10 +21,10 @@ struct segment_shape {
   int64_t num_tokens = 0;
   int64_t num_salient = 0;
 
-  static constexpr int64_t salient_tile_bytes(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t salient_tile_bytes(int32_t head_dim) {
     return tile_record<Policies, token_class::salient>::bytes(head_dim);
   }
-  static constexpr int64_t regular_tile_bytes(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t regular_tile_bytes(int32_t head_dim) {
     return tile_record<Policies, token_class::regular>::bytes(head_dim);
   }
 

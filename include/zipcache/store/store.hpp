@@ -24,30 +24,30 @@ struct record_view {
   int32_t head_dim;
 
   template <token_class Class>
-  affine_params<Storage>* key_pairs() const {
+  ZIPCACHE_HOST_DEVICE affine_params<Storage>* key_pairs() const {
     return reinterpret_cast<affine_params<Storage>*>(
         bytes + segment_record<Policies>::template key_pairs_offset<Class>(head_dim));
   }
   template <token_class Class>
-  affine_params<Storage>* value_pairs() const {
+  ZIPCACHE_HOST_DEVICE affine_params<Storage>* value_pairs() const {
     return reinterpret_cast<affine_params<Storage>*>(
         bytes + segment_record<Policies>::template value_pairs_offset<Class>(head_dim));
   }
-  Storage* key_magnitudes() const {
+  ZIPCACHE_HOST_DEVICE Storage* key_magnitudes() const {
     return reinterpret_cast<Storage*>(bytes +
                                       segment_record<Policies>::key_magnitudes_offset(head_dim));
   }
-  Storage* value_magnitudes() const {
+  ZIPCACHE_HOST_DEVICE Storage* value_magnitudes() const {
     return reinterpret_cast<Storage*>(bytes +
                                       segment_record<Policies>::value_magnitudes_offset(head_dim));
   }
 
   template <token_class Class>
-  side_parameters<Storage> key_side() const {
+  ZIPCACHE_HOST_DEVICE side_parameters<Storage> key_side() const {
     return {key_pairs<Class>(), key_magnitudes()};
   }
   template <token_class Class>
-  side_parameters<Storage> value_side() const {
+  ZIPCACHE_HOST_DEVICE side_parameters<Storage> value_side() const {
     return {value_pairs<Class>(), value_magnitudes()};
   }
 };

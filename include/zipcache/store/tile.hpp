@@ -33,10 +33,10 @@ namespace zipcache {
 inline constexpr int64_t pair_bytes = 4;
 
 /// Whether a side with these bits has (step, min) pairs at all.
-constexpr bool has_pairs(int bits) { return bits >= 1 && bits <= 8; }
+ZIPCACHE_HOST_DEVICE constexpr bool has_pairs(int bits) { return bits >= 1 && bits <= 8; }
 
 template <class Granularity, int Bits>
-constexpr int64_t tile_pairs(int32_t head_dim) {
+ZIPCACHE_HOST_DEVICE constexpr int64_t tile_pairs(int32_t head_dim) {
   if (!has_pairs(Bits) || Granularity::home == parameter_home::segment) return 0;
   return Granularity::axis == parameter_axis::token
              ? tile_tokens * groups_per_token<Granularity>(head_dim)
@@ -44,7 +44,7 @@ constexpr int64_t tile_pairs(int32_t head_dim) {
 }
 
 template <class Granularity, int Bits>
-constexpr int64_t segment_pairs(int32_t head_dim) {
+ZIPCACHE_HOST_DEVICE constexpr int64_t segment_pairs(int32_t head_dim) {
   return has_pairs(Bits) && Granularity::home == parameter_home::segment ? head_dim : 0;
 }
 
@@ -87,7 +87,8 @@ struct segment_record {
   static constexpr token_class regular = token_class::regular;
 
   template <class Granularity>
-  static constexpr int64_t magnitude_bytes(int32_t head_dim, int salient_bits, int regular_bits) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t magnitude_bytes(int32_t head_dim, int salient_bits,
+                                                                int regular_bits) {
     return Granularity::has_channel_magnitudes &&
                    (has_pairs(salient_bits) || has_pairs(regular_bits))
                ? 2 * head_dim
@@ -95,14 +96,14 @@ struct segment_record {
   }
 
   template <token_class Class>
-  static constexpr int64_t key_pairs_offset(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t key_pairs_offset(int32_t head_dim) {
     return Class == salient
                ? 0
                : pair_bytes *
                      segment_pairs<key_granularity, Policies::template key_bits<salient>>(head_dim);
   }
   template <token_class Class>
-  static constexpr int64_t value_pairs_offset(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t value_pairs_offset(int32_t head_dim) {
     const int64_t keys_end =
         key_pairs_offset<regular>(head_dim) +
         pair_bytes * segment_pairs<key_granularity, Policies::template key_bits<regular>>(head_dim);
@@ -113,17 +114,17 @@ struct segment_record {
                          segment_pairs<value_granularity, Policies::template value_bits<salient>>(
                              head_dim);
   }
-  static constexpr int64_t key_magnitudes_offset(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t key_magnitudes_offset(int32_t head_dim) {
     return value_pairs_offset<regular>(head_dim) +
            pair_bytes *
                segment_pairs<value_granularity, Policies::template value_bits<regular>>(head_dim);
   }
-  static constexpr int64_t value_magnitudes_offset(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t value_magnitudes_offset(int32_t head_dim) {
     return key_magnitudes_offset(head_dim) +
            magnitude_bytes<key_granularity>(head_dim, Policies::template key_bits<salient>,
                                             Policies::template key_bits<regular>);
   }
-  static constexpr int64_t bytes(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t bytes(int32_t head_dim) {
     return round_up<int64_t>(
         value_magnitudes_offset(head_dim) +
             magnitude_bytes<value_granularity>(head_dim, Policies::template value_bits<salient>,

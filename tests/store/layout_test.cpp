@@ -34,6 +34,25 @@ void check_bijection(int32_t head_dim, int64_t unused) {
   CHECK(static_cast<int64_t>(taken.size()) * 32 - int64_t{32} * head_dim * Bits == unused);
 }
 
+/// `element` is the inverse of `position`, and says which fields stay empty.
+template <template <int> class Layout, int Bits>
+void check_inverse(int32_t head_dim) {
+  INFO(Bits << " bits, head_dim " << head_dim);
+  int64_t wrong = 0;
+  int64_t filled = 0;
+  for (int32_t word = 0; word < Layout<Bits>::words(head_dim); ++word) {
+    for (int32_t field = 0; field < 32 / Bits; ++field) {
+      const tile_element e = Layout<Bits>::element(head_dim, word, field);
+      if (e.channel >= head_dim) continue;
+      const code_position p = Layout<Bits>::position(head_dim, e.token, e.channel);
+      ++filled;
+      wrong += p.word == word && p.shift == Bits * field ? 0 : 1;
+    }
+  }
+  CHECK(wrong == 0);
+  CHECK(filled == int64_t{32} * head_dim);
+}
+
 /// Codes of the largest and of random values survive a full tile.
 template <template <int> class Layout, int Bits>
 void check_round_trip(int32_t head_dim) {
@@ -82,6 +101,14 @@ TEMPLATE_TEST_CASE_SIG("store: positions are a bijection into the tile for every
     const int64_t unused = Bits == 1 && head_dim % 32 != 0 ? 32 * 16 : 0;
     check_bijection<key_layout, Bits>(head_dim, unused);
     check_bijection<value_layout, Bits>(head_dim, unused);
+  }
+}
+
+TEMPLATE_TEST_CASE_SIG("store: from a word's field back to its token and channel",
+                       "[store][layout]", ((int Bits), Bits), 1, 2, 4, 8, 16) {
+  for (int32_t head_dim = 16; head_dim <= 256; head_dim += 16) {
+    check_inverse<key_layout, Bits>(head_dim);
+    check_inverse<value_layout, Bits>(head_dim);
   }
 }
 

@@ -1,0 +1,151 @@
+// Decode attention on CUDA, directly on packed codes: one launch for a ragged batch over pages,
+// window and sinks. In: queries of one token for each item of the batch, a layer in device memory.
+// Out: output and log-sum-exp. Twin: attend.hpp. Two kernels: tensor cores for codes of 2 and 4
+// bits (keys by channel or token, values by token) and 16-bit classes; the general one for every
+// other policy.
+// @equality within rounding of the CPU's result, and the same bits from run to run on one GPU
+#pragma once
+
+#include <cstdint>
+
+#include <zipcache/attend/attend_general.cuh>
+#include <zipcache/attend/attend_schedule.cuh>
+#include <zipcache/attend/attend_tensor_core.cuh>
+#include <zipcache/core/cuda.cuh>
+#include <zipcache/core/shape.hpp>
+
+namespace zipcache {
+
+/// Which kernel serves `Policies`.
+template <class Policies>
+constexpr const char* attend_kernel_name() {
+  return detail::uses_tensor_cores<Policies> ? "tensor_core" : "general";
+}
+
+namespace detail {
+
+/// Calls visit.operator()<HeadDim>() for a head_dim known at run time.
+template <class Visit>
+void dispatch_head_dim(int32_t head_dim, Visit&& visit) {
+  switch (head_dim) {
+#define ZIPCACHE_HEAD_DIM(value) \
+  case value:                    \
+    return visit.template operator()<value>();
+    ZIPCACHE_HEAD_DIM(16)
+    ZIPCACHE_HEAD_DIM(32)
+    ZIPCACHE_HEAD_DIM(48)
+    ZIPCACHE_HEAD_DIM(64)
+    ZIPCACHE_HEAD_DIM(80)
+    ZIPCACHE_HEAD_DIM(96)
+    ZIPCACHE_HEAD_DIM(112)
+    ZIPCACHE_HEAD_DIM(128)
+    ZIPCACHE_HEAD_DIM(144)
+    ZIPCACHE_HEAD_DIM(160)
+    ZIPCACHE_HEAD_DIM(176)
+    ZIPCACHE_HEAD_DIM(192)
+    ZIPCACHE_HEAD_DIM(208)
+    ZIPCACHE_HEAD_DIM(224)
+    ZIPCACHE_HEAD_DIM(240)
+    ZIPCACHE_HEAD_DIM(256)
+#undef ZIPCACHE_HEAD_DIM
+    default:
+      check_head_dim(head_dim);
+  }
+}
+
+/// A kernel with the shared memory it needs, ready to be launched.
+template <class Policies, class Storage>
+struct attend_kernel {
+  void (*function)(device_layer<Policies, Storage>, attend_batch<Storage>, attend_workspace);
+  size_t shared_bytes;
+  int32_t blocks_per_multiprocessor;
+};
+
+template <class Policies, class Storage, int32_t HeadDim, bool General>
+attend_kernel<Policies, Storage> make_attend_kernel(int32_t num_items) {
+  const size_t prefix_bytes = (static_cast<size_t>(num_items) + 1) * sizeof(int64_t);
+  if constexpr (uses_tensor_cores<Policies> && !General) {
+    return {attend_tensor_core_kernel<Policies, Storage, HeadDim>,
+            sizeof(attend_shared<Policies, HeadDim>) + prefix_bytes,
+            attend_tuning{}.blocks_per_multiprocessor};
+  } else {
+    return {attend_general_kernel<Policies, Storage, HeadDim>,
+            round_up<size_t>(sizeof(general_shared<HeadDim>), 16) + prefix_bytes, 2};
+  }
+}
+
+/// Blocks that a GPU may run at most; the workspace has room for their partial states.
+inline int32_t attend_max_blocks() { return num_multiprocessors() * 2; }
+
+}  // namespace detail
+
+/// @brief Bytes of workspace that `attend` needs on the current device for up to `max_items` items.
+/// The workspace must be zero before its first use and belongs to one stream.
+template <class Policies, class Storage>
+size_t attend_workspace_bytes(const device_layer<Policies, Storage>& layer, int32_t max_items) {
+  const size_t partials = static_cast<size_t>(detail::attend_max_blocks()) * 2 *
+                          detail::pass_heads * (static_cast<size_t>(layer.head_dim) + 2) *
+                          sizeof(float);
+  const size_t passes = static_cast<size_t>(ceil_div(layer.group(), detail::pass_heads));
+  return round_up<size_t>(partials, 256) + static_cast<size_t>(max_items) *
+                                               static_cast<size_t>(layer.num_kv_heads) * passes *
+                                               sizeof(uint32_t);
+}
+
+/// @brief Attention of every item over all tokens of its sequence.
+/// @tparam General  takes the general kernel although tensor cores could serve (for comparison)
+/// @param[in] workspace  device memory of `attend_workspace_bytes`, zero before its first use
+/// @pre every sequence of the batch is below layer.max_sequences, and hides fewer tokens than its
+/// window has
+/// @throws argument_error  null or host pointers, unsupported head_dim, a workspace that is too
+/// small
+/// @throws cuda_error  the launch failed
+/// Asynchronous on backend.stream; may be captured. Lengths are read on the device.
+template <bool General = false, class Policies, class Storage>
+void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
+            const attend_batch<Storage>& batch, void* workspace, size_t workspace_bytes) {
+  if (batch.num_items == 0) return;
+  detail::check_head_dim(layer.head_dim);
+  detail::require_between("num_items", batch.num_items, 0, INT32_MAX);
+  detail::check_device_pointer("sequences", batch.sequences);
+  detail::check_device_pointer("q", batch.q);
+  detail::check_device_pointer("out", batch.out);
+  detail::check_device_pointer("workspace", workspace);
+  if (workspace_bytes < attend_workspace_bytes(layer, batch.num_items)) {
+    detail::refuse(
+        "workspace_bytes", workspace_bytes,
+        ("at least " + std::to_string(attend_workspace_bytes(layer, batch.num_items))).c_str());
+  }
+  detail::check_no_earlier_error();
+  const int32_t max_blocks = detail::attend_max_blocks();
+  const size_t partials = static_cast<size_t>(max_blocks) * 2 * detail::pass_heads *
+                          (static_cast<size_t>(layer.head_dim) + 2) * sizeof(float);
+  const detail::attend_workspace parts{
+      static_cast<float*>(workspace),
+      reinterpret_cast<uint32_t*>(static_cast<std::byte*>(workspace) +
+                                  round_up<size_t>(partials, 256))};
+  detail::dispatch_head_dim(layer.head_dim, [&]<int32_t HeadDim>() {
+    for (int32_t first = 0; first < batch.num_items; first += detail::attend_max_items) {
+      attend_batch<Storage> part = batch;
+      const int64_t row_size = static_cast<int64_t>(first) * layer.num_qo_heads;
+      part.num_items = least(detail::attend_max_items, batch.num_items - first);
+      part.sequences += first;
+      part.hidden = batch.hidden == nullptr ? nullptr : batch.hidden + first;
+      part.q += row_size * layer.head_dim;
+      part.out += row_size * layer.head_dim;
+      part.lse = batch.lse == nullptr ? nullptr : batch.lse + row_size;
+      const auto kernel =
+          detail::make_attend_kernel<Policies, Storage, HeadDim, General>(part.num_items);
+      detail::check_cuda(
+          "cudaFuncSetAttribute",
+          cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(kernel.shared_bytes)));
+      const dim3 grid(static_cast<unsigned>(max_blocks / 2 * kernel.blocks_per_multiprocessor));
+      kernel.function<<<grid, detail::attend_threads, kernel.shared_bytes, backend.stream>>>(
+          layer, part, parts);
+      detail::check_launch("the attend kernel");
+    }
+  });
+}
+
+}  // namespace zipcache

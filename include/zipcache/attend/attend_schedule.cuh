@@ -1,0 +1,268 @@
+// How decode attention is divided over a GPU, and how the parts come together again; the arithmetic
+// of a tile is elsewhere. All work is a line of units of about equal bytes: the pages of every
+// (sequence, KV head), then its 16-bit tiles. A fixed grid cuts that line into equal pieces, so one
+// launch serves any batch, ragged or not, and its lengths may change between replays of a captured
+// graph. A block that ends inside a (sequence, head) leaves a partial softmax state; the last block
+// to arrive there merges all of them in block order, so results are reproducible.
+#pragma once
+
+#include <cstdint>
+
+#include <zipcache/attend/softmax_state.hpp>
+#include <zipcache/store/device_layer.cuh>
+
+namespace zipcache {
+
+/// A batch of decode queries in device memory. Item i is the query of one token of sequence
+/// `sequences[i]`: its newest token, or an earlier one of the window if `hidden[i]` of the newest
+/// tokens are to be hidden from it.
+template <class Storage>
+struct attend_batch {
+  int32_t num_items = 0;
+  const int32_t* sequences = nullptr;  ///< [num_items]
+  const int32_t* hidden = nullptr;     ///< [num_items], or null for zeros
+  const Storage* q = nullptr;          ///< [num_items, num_qo_heads, head_dim]
+  Storage* out = nullptr;              ///< [num_items, num_qo_heads, head_dim]
+  float* lse = nullptr;                ///< [num_items, num_qo_heads], natural logarithm, or null
+};
+
+namespace detail {
+
+inline constexpr int32_t attend_warps = 8;
+inline constexpr int32_t attend_threads = attend_warps * 32;
+/// Items whose prefix sums a block keeps; longer batches are launched in parts.
+inline constexpr int32_t attend_max_items = 1024;
+
+/// Partial states between blocks: [blocks, 2, heads, head_dim + 2] floats and one counter for each
+/// (item, head, pass).
+struct attend_workspace {
+  float* partials;
+  uint32_t* arrivals;
+};
+
+/// 16-bit tiles that a sequence has in use.
+template <class Policies, class Storage>
+__device__ inline int32_t window_tiles_in_use(const device_layer<Policies, Storage>& layer,
+                                              const sequence_counts& count) {
+  if (count.window == 0) return 0;
+  return count.window_first == 0 ? ceil_div(count.window, tile_tokens) : layer.window_tiles;
+}
+
+template <class Policies, class Storage>
+__device__ inline int32_t units_of(const device_layer<Policies, Storage>& layer,
+                                   const sequence_counts& count) {
+  return count.pages + window_tiles_in_use(layer, count) + ceil_div(count.sinks, tile_tokens);
+}
+
+/// One stretch of units of one (item, KV head, pass).
+struct attend_piece {
+  int32_t item;
+  int32_t head;
+  int32_t pass;
+  int32_t first;  ///< units [first, last) of `total`
+  int32_t last;
+  int32_t total;
+  int64_t line_begin;  ///< place of the (item, head, pass)'s unit 0 on the line
+};
+
+/// The whole line and this block's stretch of it.
+struct attend_line {
+  int64_t total;
+  int64_t begin;
+  int64_t end;
+
+  __device__ static int64_t begin_of(int64_t total, int32_t block) {
+    return total * block / gridDim.x;
+  }
+  /// The block that has unit `unit`.
+  __device__ int32_t block_of(int64_t unit) const {
+    return static_cast<int32_t>(((unit + 1) * gridDim.x - 1) / total);
+  }
+};
+
+/// Fills prefix[i] = units of items before i, times heads and passes; prefix [num_items + 1] in
+/// shared memory.
+template <class Policies, class Storage>
+__device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
+                                 const attend_batch<Storage>& batch, int32_t copies,
+                                 int64_t* prefix) {
+  // One warp scans; 32 items at a time.
+  if (threadIdx.x < 32) {
+    int64_t sum = 0;
+    for (int32_t first = 0; first < batch.num_items; first += 32) {
+      const int32_t item = first + static_cast<int32_t>(threadIdx.x);
+      int64_t units = 0;
+      if (item < batch.num_items)
+        units = static_cast<int64_t>(units_of(layer, layer.counts[batch.sequences[item]])) * copies;
+      int64_t inclusive = units;
+      for (int32_t step = 1; step < 32; step *= 2) {
+        const int64_t below = __shfl_up_sync(0xffffffffu, inclusive, step);
+        if (static_cast<int32_t>(threadIdx.x) >= step) inclusive += below;
+      }
+      if (item < batch.num_items) prefix[item] = sum + inclusive - units;
+      sum += __shfl_sync(0xffffffffu, inclusive, 31);
+    }
+    if (threadIdx.x == 0) prefix[batch.num_items] = sum;
+  }
+  __syncthreads();
+  const int64_t total = prefix[batch.num_items];
+  return {total, attend_line::begin_of(total, static_cast<int32_t>(blockIdx.x)),
+          attend_line::begin_of(total, static_cast<int32_t>(blockIdx.x) + 1)};
+}
+
+/// The piece that begins at `unit`, cut at the end of its (item, head, pass) and at the block's
+/// end.
+__device__ inline attend_piece find_piece(const attend_line& line, const int64_t* prefix,
+                                          int32_t num_items, int32_t copies, int32_t passes,
+                                          int64_t unit) {
+  int32_t low = 0;
+  int32_t high = num_items;  // the last item with prefix <= unit
+  while (high - low > 1) {
+    const int32_t middle = (low + high) / 2;
+    if (prefix[middle] <= unit)
+      low = middle;
+    else
+      high = middle;
+  }
+  const int32_t total = static_cast<int32_t>((prefix[low + 1] - prefix[low]) / copies);
+  const int64_t offset = unit - prefix[low];
+  const int32_t copy = static_cast<int32_t>(offset / total);
+  attend_piece piece;
+  piece.item = low;
+  piece.head = copy / passes;
+  piece.pass = copy % passes;
+  piece.total = total;
+  piece.first = static_cast<int32_t>(offset - static_cast<int64_t>(copy) * total);
+  piece.line_begin = prefix[low] + static_cast<int64_t>(copy) * total;
+  piece.last = static_cast<int32_t>(least<int64_t>(total, piece.first + line.end - unit));
+  return piece;
+}
+
+/// What becomes of a finished (item, head): output, log-sum-exp.
+template <class Policies, class Storage>
+__device__ inline void write_output(const device_layer<Policies, Storage>& layer,
+                                    const attend_batch<Storage>& batch, int32_t item,
+                                    int32_t qo_head, int32_t channel, float value, float maximum,
+                                    float sum) {
+  const int64_t row = static_cast<int64_t>(item) * layer.num_qo_heads + qo_head;
+  batch.out[row * layer.head_dim + channel] = from_float<Storage>(sum > 0.0f ? value / sum : 0.0f);
+  if (channel == 0 && batch.lse != nullptr) {
+    batch.lse[row] = sum > 0.0f ? (maximum + log2f(sum)) * ln_2 : -INFINITY;
+  }
+}
+
+/// Sequences without a token have no unit, so nobody else writes their output: zeros, and -inf as
+/// lse.
+template <class Policies, class Storage>
+__device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
+                                  const attend_batch<Storage>& batch, const int64_t* prefix) {
+  for (int32_t item = static_cast<int32_t>(blockIdx.x); item < batch.num_items;
+       item += static_cast<int32_t>(gridDim.x)) {
+    if (prefix[item + 1] > prefix[item]) continue;
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < layer.num_qo_heads * layer.head_dim;
+         i += attend_threads) {
+      write_output(layer, batch, item, i / layer.head_dim, i % layer.head_dim, 0.0f, 0.0f, 0.0f);
+    }
+  }
+}
+
+/// A block's share of one (item, head, pass) in shared memory, by warp: states [warps, heads], out
+/// [warps, heads, head_dim].
+template <int32_t Heads>
+struct block_states {
+  float maximum[attend_warps][Heads];
+  float sum[attend_warps][Heads];
+};
+
+/// Merges the warps' states; visit(head, channel, value, maximum, sum) gets the block's.
+template <int32_t Heads, class Visit>
+__device__ void merge_warps(const block_states<Heads>& states, const float* out, int32_t head_dim,
+                            Visit&& visit) {
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < Heads * head_dim; i += attend_threads) {
+    const int32_t head = i / head_dim;
+    float maximum = states.maximum[0][head];
+    for (int32_t warp = 1; warp < attend_warps; ++warp)
+      maximum = fmaxf(maximum, states.maximum[warp][head]);
+    float value = 0.0f;
+    float sum = 0.0f;
+    for (int32_t warp = 0; warp < attend_warps; ++warp) {
+      const float factor =
+          exp2f(states.maximum[warp][head] - maximum);  // NaN if nobody saw a token; then unused
+      const float scaled = states.sum[warp][head] > 0.0f ? factor : 0.0f;
+      value += scaled * out[warp * Heads * head_dim + i];
+      sum += scaled * states.sum[warp][head];
+    }
+    visit(head, i - head * head_dim, value, maximum, sum);
+  }
+}
+
+/// Hands the block's merged state on: to the output if the block has the whole (item, head, pass),
+/// else to the workspace, and if all other parts are there already, merges them in block order.
+template <int32_t Heads, class Policies, class Storage>
+__device__ void finish_piece(const device_layer<Policies, Storage>& layer,
+                             const attend_batch<Storage>& batch, const attend_workspace& workspace,
+                             const attend_line& line, const attend_piece& piece,
+                             const block_states<Heads>& states, const float* out, int32_t passes,
+                             uint32_t* arrival) {
+  const int32_t head_dim = layer.head_dim;
+  const int32_t group = layer.group();
+  const int32_t first_qo_head = piece.head * group + piece.pass * Heads;
+  const int32_t heads = least(Heads, group - piece.pass * Heads);
+  const bool whole = piece.first == 0 && piece.last == piece.total;
+  const int64_t stride = static_cast<int64_t>(Heads) * (head_dim + 2);
+  const auto partial_of = [&](int32_t block, bool continues) {
+    return workspace.partials + (static_cast<int64_t>(block) * 2 + (continues ? 1 : 0)) * stride;
+  };
+  // A block leaves at most two partial states: one that continues an earlier block's, and one that
+  // it begins.
+  float* const mine = partial_of(static_cast<int32_t>(blockIdx.x), piece.first > 0);
+  merge_warps<Heads>(states, out, head_dim,
+                     [&](int32_t head, int32_t channel, float value, float maximum, float sum) {
+                       if (whole) {
+                         if (head < heads)
+                           write_output(layer, batch, piece.item, first_qo_head + head, channel,
+                                        value, maximum, sum);
+                       } else {
+                         mine[head * (head_dim + 2) + 2 + channel] = value;
+                         if (channel == 0) {
+                           mine[head * (head_dim + 2)] = maximum;
+                           mine[head * (head_dim + 2) + 1] = sum;
+                         }
+                       }
+                     });
+  if (whole) return;
+  const int32_t first_block = line.block_of(piece.line_begin);
+  const int32_t last_block = line.block_of(piece.line_begin + piece.total - 1);
+  __threadfence();
+  __syncthreads();
+  uint32_t* const counter =
+      workspace.arrivals +
+      (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + piece.pass;
+  if (threadIdx.x == 0) *arrival = atomicAdd(counter, 1u);
+  __syncthreads();
+  if (*arrival != static_cast<uint32_t>(last_block - first_block)) return;
+  __threadfence();
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < heads * head_dim; i += attend_threads) {
+    const int32_t head = i / head_dim;
+    const int32_t channel = i - head * head_dim;
+    float maximum = -INFINITY;
+    for (int32_t block = first_block; block <= last_block; ++block) {
+      maximum =
+          fmaxf(maximum, __ldcg(partial_of(block, block > first_block) + head * (head_dim + 2)));
+    }
+    float value = 0.0f;
+    float sum = 0.0f;
+    for (int32_t block = first_block; block <= last_block; ++block) {
+      const float* part = partial_of(block, block > first_block) + head * (head_dim + 2);
+      const float part_sum = __ldcg(part + 1);
+      const float factor = part_sum > 0.0f ? exp2f(__ldcg(part) - maximum) : 0.0f;
+      value += factor * __ldcg(part + 2 + channel);
+      sum += factor * part_sum;
+    }
+    write_output(layer, batch, piece.item, first_qo_head + head, channel, value, maximum, sum);
+  }
+  if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
+}
+
+}  // namespace detail
+}  // namespace zipcache

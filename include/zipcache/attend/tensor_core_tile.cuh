@@ -1,0 +1,244 @@
+// Attention over one tile on tensor cores, straight from packed codes. Codes lie in operand order
+// (store/layout.hpp), so a masked word is an operand:
+//   scores  m16n8k32 on bytes: rows are tokens, columns are 4 query heads x 2 digits. The query,
+//   with the keys' steps
+//           folded in, is a 16-bit fixed-point number in two signed bytes (relative error 2^-16 of
+//           its largest channel).
+//   output  m16n8k16 on halves: rows are channels, columns are 4 heads x (high, low) halves of the
+//   probability. A code
+//           masked into the low bits of a half is a subnormal number, exactly code * 2^-24.
+// A field's place in the word leaves a factor that is constant for a row: 1, 16 (4 bits) or 1, 4,
+// 16, 64 (2 bits). For scores it goes into the scale of the token, for the output it is divided out
+// of the channel at the end. A lane is 4 * g + t; it works on query head t of the pass, tokens g, g
+// + 8, g + 16, g + 24, channels g and g + 8 of every block of 16.
+#pragma once
+
+#include <cstdint>
+
+#include <zipcache/core/numerics.hpp>
+#include <zipcache/core/types.hpp>
+#include <zipcache/store/layout.hpp>
+
+namespace zipcache::detail {
+
+inline constexpr uint32_t full_warp = 0xffffffffu;
+
+__device__ __forceinline__ void mma_bytes(int32_t (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                          uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+template <class Storage>
+__device__ __forceinline__ void mma_halves(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                           uint32_t a3, uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<Storage, half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+  }
+}
+
+/// Transposes an 8 x 8 matrix of 16-bit elements that is spread over the warp.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t row) {
+  uint32_t column;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(column) : "r"(row));
+  return column;
+}
+
+/// 2^x by the special function unit: relative error 2^-22, x of any size, 0 for -inf.
+__device__ __forceinline__ float exp2_unit(float x) {
+  float result;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// A float as the sum of two 16-bit numbers: high in the low half of the word.
+template <class Storage>
+__device__ __forceinline__ uint32_t split_in_halves(float x) {
+  const Storage high = from_float<Storage>(x);
+  const Storage low = from_float<Storage>(x - to_float(high));
+  return static_cast<uint32_t>(high.bits) | static_cast<uint32_t>(low.bits) << 16;
+}
+
+/// A lane's words of one tile side, with the widest loads that the layout allows.
+template <int32_t Words>
+__device__ __forceinline__ void load_lane_words(const void* tile, int32_t lane,
+                                                uint32_t (&words)[Words]) {
+  if constexpr (Words % 4 == 0) {
+    const uint4* source = static_cast<const uint4*>(tile) + lane;
+#pragma unroll
+    for (int32_t i = 0; i < Words / 4; ++i) {
+      const uint4 four = source[i * 32];
+      words[4 * i] = four.x;
+      words[4 * i + 1] = four.y;
+      words[4 * i + 2] = four.z;
+      words[4 * i + 3] = four.w;
+    }
+  } else if constexpr (Words % 2 == 0) {
+    const uint2* source = static_cast<const uint2*>(tile) + lane;
+#pragma unroll
+    for (int32_t i = 0; i < Words / 2; ++i) {
+      const uint2 two = source[i * 32];
+      words[2 * i] = two.x;
+      words[2 * i + 1] = two.y;
+    }
+  } else {
+    const uint32_t* source = static_cast<const uint32_t*>(tile) + lane;
+#pragma unroll
+    for (int32_t i = 0; i < Words; ++i) words[i] = source[i * 32];
+  }
+}
+
+/// What the place of a field leaves on a score: octet o of a tile of `Bits` carries this factor.
+template <int Bits>
+__host__ __device__ constexpr float score_factor(int32_t octet) {
+  return Bits == 4 ? (octet % 2 == 0 ? 1.0f : 16.0f)
+                   : (Bits == 2 ? static_cast<float>(1 << (2 * octet)) : 1.0f);
+}
+
+/// What the place of a field leaves on output channels: octet 0 or 1 of block `block` of 16
+/// channels. A last block without a partner (2 bits, head_dim not a multiple of 32) is packed like
+/// an even one.
+template <int Bits>
+__host__ __device__ constexpr float output_factor(int32_t block, int32_t octet) {
+  if (Bits == 4) return octet == 0 ? 1.0f : 16.0f;
+  if (Bits == 2) return (octet == 0 ? 1.0f : 4.0f) * (block % 2 == 0 ? 1.0f : 16.0f);
+  return 1.0f;
+}
+
+/// The query's digits as operands: [2 * ceil(head_dim / 32)] words for each lane, in shared memory
+/// [word][lane].
+template <int32_t HeadDim>
+inline constexpr int32_t query_words = (HeadDim + 31) / 32 * 2;
+
+/// Integer scores of 32 tokens: sums[half][0, 1] are the digits' sums of token 16 * half + g, [2,
+/// 3] of g + 8.
+template <int Bits, int32_t HeadDim>
+__device__ __forceinline__ void score_codes(const void* tile, int32_t lane,
+                                            const uint32_t (&q)[query_words<HeadDim>],
+                                            int32_t (&sums)[2][4]) {
+  constexpr int32_t blocks = HeadDim / 16;
+  constexpr int32_t lane_words = key_layout<Bits>::words_per_lane(HeadDim);
+  uint32_t words[lane_words];
+  load_lane_words<lane_words>(tile, lane, words);
+#pragma unroll
+  for (int32_t half_tile = 0; half_tile < 2; ++half_tile) {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) sums[half_tile][i] = 0;
+#pragma unroll
+    for (int32_t step = 0; step < (blocks + 1) / 2; ++step) {
+      const bool pair = 2 * step + 1 < blocks;
+      if constexpr (Bits == 4) {
+        const uint32_t low = words[half_tile * blocks + 2 * step];
+        const uint32_t high =
+            pair ? words[half_tile * blocks + least(2 * step + 1, blocks - 1)] : 0u;
+        mma_bytes(sums[half_tile], low & 0x0f0f0f0fu, low & 0xf0f0f0f0u, high & 0x0f0f0f0fu,
+                  high & 0xf0f0f0f0u, q[2 * step], q[2 * step + 1]);
+      } else {
+        static_assert(Bits == 2, "zipcache: tensor core scores take 2 or 4 bits");
+        const uint32_t low = words[2 * step];
+        const uint32_t high = pair ? words[least(2 * step + 1, blocks - 1)] : 0u;
+        const uint32_t even = half_tile == 0 ? 0x03030303u : 0x30303030u;
+        const uint32_t odd = half_tile == 0 ? 0x0c0c0c0cu : 0xc0c0c0c0u;
+        mma_bytes(sums[half_tile], low & even, low & odd, high & even, high & odd, q[2 * step],
+                  q[2 * step + 1]);
+      }
+    }
+  }
+}
+
+/// Adds codes times probabilities. p[octet] is the transposed (high, low) pair of 8 tokens: operand
+/// B. sums[block][0, 1]: high and low part of channel 16 * block + g, [2, 3] of g + 8.
+template <int Bits, int32_t HeadDim>
+__device__ __forceinline__ void accumulate_codes(const void* tile, int32_t lane,
+                                                 const uint32_t (&p)[4],
+                                                 float (&sums)[HeadDim / 16][4]) {
+  constexpr int32_t blocks = HeadDim / 16;
+  constexpr int32_t lane_words = value_layout<Bits>::words_per_lane(HeadDim);
+  uint32_t words[lane_words];
+  load_lane_words<lane_words>(tile, lane, words);
+#pragma unroll
+  for (int32_t block = 0; block < blocks; ++block) {
+#pragma unroll
+    for (int32_t half_tile = 0; half_tile < 2; ++half_tile) {
+      if constexpr (Bits == 4) {
+        const uint32_t lower = words[block * 2 + half_tile];
+        const uint32_t upper = lower >> 8;
+        mma_halves<half>(sums[block], lower & 0x000f000fu, lower & 0x00f000f0u, upper & 0x000f000fu,
+                         upper & 0x00f000f0u, p[2 * half_tile], p[2 * half_tile + 1]);
+      } else {
+        static_assert(Bits == 2, "zipcache: tensor core output takes 2 or 4 bits");
+        const bool paired = block < blocks / 2 * 2;
+        const uint32_t word = words[block / 2 * 2 + (paired ? half_tile : 0)];
+        // An unpaired block has both halves of the tile in one word; the second is moved to the
+        // first one's fields.
+        const uint32_t lower = !paired && half_tile == 1 ? word >> 4 : word;
+        const uint32_t upper = lower >> 8;
+        const uint32_t first = block % 2 == 0 ? 0x00030003u : 0x00300030u;
+        const uint32_t second = block % 2 == 0 ? 0x000c000cu : 0x00c000c0u;
+        mma_halves<half>(sums[block], lower & first, lower & second, upper & first, upper & second,
+                         p[2 * half_tile], p[2 * half_tile + 1]);
+      }
+    }
+  }
+}
+
+/// Scores of 32 tokens in 16 bits. q [head_dim / 16][2] words for each lane in shared memory:
+/// (high, low) halves of query head t. sums[half][0] + sums[half][1] is the score of token 16 *
+/// half + g, [2] + [3] of g + 8.
+template <class Storage, int32_t HeadDim>
+__device__ __forceinline__ void score_rows(const Storage* tile, int32_t lane, const uint32_t* q,
+                                           float (&sums)[2][4]) {
+#pragma unroll
+  for (int32_t half_tile = 0; half_tile < 2; ++half_tile) {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) sums[half_tile][i] = 0.0f;
+#pragma unroll
+    for (int32_t block = 0; block < HeadDim / 16; ++block) {
+      const uint4 a =
+          reinterpret_cast<const uint4*>(tile)[(half_tile * (HeadDim / 16) + block) * 32 + lane];
+      mma_halves<Storage>(sums[half_tile], a.x, a.y, a.z, a.w, q[(2 * block) * 32 + lane],
+                          q[(2 * block + 1) * 32 + lane]);
+    }
+  }
+}
+
+template <class Storage, int32_t HeadDim>
+__device__ __forceinline__ void accumulate_rows(const Storage* tile, int32_t lane,
+                                                const uint32_t (&p)[4],
+                                                float (&sums)[HeadDim / 16][4],
+                                                uint32_t valid_pairs) {
+#pragma unroll
+  for (int32_t block = 0; block < HeadDim / 16; ++block) {
+#pragma unroll
+    for (int32_t half_tile = 0; half_tile < 2; ++half_tile) {
+      uint4 a = reinterpret_cast<const uint4*>(tile)[(block * 2 + half_tile) * 32 + lane];
+      // Slots without a token may hold NaN, which a probability of zero would not silence.
+      if (valid_pairs != 0xffu) {
+        const uint32_t lower = (valid_pairs >> (4 * half_tile) & 1u ? 0xffffu : 0u) |
+                               (valid_pairs >> (4 * half_tile + 1) & 1u ? 0xffff0000u : 0u);
+        const uint32_t upper = (valid_pairs >> (4 * half_tile + 2) & 1u ? 0xffffu : 0u) |
+                               (valid_pairs >> (4 * half_tile + 3) & 1u ? 0xffff0000u : 0u);
+        a.x &= lower;
+        a.y &= lower;
+        a.z &= upper;
+        a.w &= upper;
+      }
+      mma_halves<Storage>(sums[block], a.x, a.y, a.z, a.w, p[2 * half_tile], p[2 * half_tile + 1]);
+    }
+  }
+}
+
+}  // namespace zipcache::detail

@@ -33,7 +33,11 @@ struct tensor_view {
     return slice;
   }
 
-  operator tensor_view<const T>() const requires(!std::is_const_v<T>) {
+  /// To a view that does not write. A template, since nvcc warns of a plain one that a constant T
+  /// would never call.
+  template <class Constant>
+  requires(!std::is_const_v<T> && std::is_same_v<Constant, const T>)
+  operator tensor_view<Constant>() const {
     return {data, num_heads, num_tokens, head_dim, head_stride, token_stride};
   }
 };

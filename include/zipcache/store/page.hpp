@@ -49,11 +49,36 @@ struct page_plan {
     return page * salient_tiles / num_pages;
   }
 
-  /// Regular tiles that fit into what the salient ones leave of page `page`.
-  ZIPCACHE_HOST_DEVICE constexpr int64_t regular_room(int64_t page) const {
-    const int64_t left =
-        page_bytes - (salient_before(page + 1) - salient_before(page)) * salient_tile_bytes;
+  /// Regular tiles that fit beside `salient` salient ones in a page.
+  ZIPCACHE_HOST_DEVICE constexpr int64_t room_beside(int64_t salient) const {
+    const int64_t left = page_bytes - salient * salient_tile_bytes;
     return left < 0 ? -1 : (regular_tile_bytes > 0 ? left / regular_tile_bytes : 0);
+  }
+  ZIPCACHE_HOST_DEVICE constexpr int64_t regular_room(int64_t page) const {
+    return room_beside(salient_before(page + 1) - salient_before(page));
+  }
+
+  /// Room for regular tiles in the pages before `page`. A page has either the least number of
+  /// salient tiles or one more, so the sum of regular_room needs no loop.
+  ZIPCACHE_HOST_DEVICE constexpr int64_t regular_before(int64_t page) const {
+    const int64_t fewest = salient_tiles / num_pages;
+    const int64_t fuller_pages = salient_before(page) - page * fewest;
+    const int64_t fewer = (page - fuller_pages) * room_beside(fewest);
+    return fuller_pages > 0 ? fewer + fuller_pages * room_beside(fewest + 1) : fewer;
+  }
+
+  /// The entry of page `index`, which is `page` of the pool, when the classes have so many tokens.
+  ZIPCACHE_HOST_DEVICE constexpr page_entry entry(int64_t index, uint32_t page, int64_t num_salient,
+                                                  int64_t num_regular) const {
+    const int64_t salient_room = salient_before(index + 1) - salient_before(index);
+    const int64_t salient_left =
+        salient_tile_bytes > 0 ? num_salient - salient_before(index) * tile_tokens : 0;
+    const int64_t regular_left =
+        regular_tile_bytes > 0 ? num_regular - regular_before(index) * tile_tokens : 0;
+    const int64_t zero = 0;
+    return {
+        page, static_cast<uint16_t>(most(zero, least(salient_left, salient_room * tile_tokens))),
+        static_cast<uint16_t>(most(zero, least(regular_left, regular_room(index) * tile_tokens)))};
   }
 
   /// The plan with the fewest pages that hold all tiles. Every tile must fit into a page by itself.
@@ -86,25 +111,17 @@ class page_cursor {
  public:
   ZIPCACHE_HOST_DEVICE constexpr page_cursor(const page_plan& plan, int64_t num_salient,
                                              int64_t num_regular)
-      : plan_(plan),
-        salient_left_(plan.salient_tile_bytes > 0 ? num_salient : 0),
-        regular_left_(plan.regular_tile_bytes > 0 ? num_regular : 0) {}
+      : plan_(plan), num_salient_(num_salient), num_regular_(num_regular) {}
 
   /// The entry of the next page, which is `page` of the pool.
   ZIPCACHE_HOST_DEVICE constexpr page_entry next(uint32_t page) {
-    const int64_t salient_room = plan_.salient_before(index_ + 1) - plan_.salient_before(index_);
-    const int64_t salient = least(salient_left_, salient_room * tile_tokens);
-    const int64_t regular = least(regular_left_, plan_.regular_room(index_) * tile_tokens);
-    salient_left_ -= salient;
-    regular_left_ -= regular;
-    ++index_;
-    return {page, static_cast<uint16_t>(salient), static_cast<uint16_t>(regular)};
+    return plan_.entry(index_++, page, num_salient_, num_regular_);
   }
 
  private:
   page_plan plan_;
-  int64_t salient_left_;
-  int64_t regular_left_;
+  int64_t num_salient_;
+  int64_t num_regular_;
   int64_t index_ = 0;
 };
 

@@ -1,0 +1,6 @@
+// expect: zipcache: a policy_table has at least one set of policies
+#include <zipcache/zipcache.hpp>
+
+zipcache::policy_table<> unused;
+
+int main() {}

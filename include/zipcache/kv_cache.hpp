@@ -240,6 +240,9 @@ class kv_cache<Element, Policies, cpu_backend> {
       layer_of(sequences[i], layer).check_queries(firsts[i + 1] - firsts[i]);
     std::vector<float> own_lse(lse.empty() ? static_cast<size_t>(q.num_tokens * shape_.num_qo_heads)
                                            : 0);
+    std::vector<std::vector<int64_t>> probes(sequences.size());
+    for (size_t i = 0; i < sequences.size(); ++i)
+      probes[i] = layer_of(sequences[i], layer).prepare_probes(firsts[i + 1] - firsts[i]);
     float* const lse_rows = lse.empty() ? own_lse.data() : lse.data();
     const int64_t items = static_cast<int64_t>(sequences.size()) * shape_.num_kv_heads;
     detail::parallel_for(backend_.num_threads, items, [&](int64_t item) {
@@ -254,7 +257,7 @@ class kv_cache<Element, Policies, cpu_backend> {
     });
     for (size_t i = 0; i < sequences.size(); ++i) {
       layer_of(sequences[i], layer)
-          .record_probes(q.tokens(firsts[i], firsts[i + 1] - firsts[i]),
+          .record_probes(probes[i], q.tokens(firsts[i], firsts[i + 1] - firsts[i]),
                          lse_rows + firsts[i] * shape_.num_qo_heads);
     }
   }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include <zipcache/attend/attend.hpp>
 #include <zipcache/core/view.hpp>
@@ -47,8 +48,13 @@ class layer_state {
   virtual void attend_head(cpu_backend backend, int32_t kv_head, tensor_view<const Element> q,
                            tensor_view<Element> out, float* lse, int64_t lse_stride,
                            attend_rows& rows) const = 0;
-  /// Keeps the queries that are probes of the current interval. lse [q.num_tokens, num_qo_heads]
-  virtual void record_probes(tensor_view<const Element> q, const float* lse) = 0;
+  /// Positions of the last `qo_len` tokens whose queries are probes of the current interval; makes
+  /// room for these.
+  virtual std::vector<int64_t> prepare_probes(int64_t qo_len) = 0;
+  /// Keeps the queries at these positions. q holds the last q.num_tokens ones; lse [q.num_tokens,
+  /// num_qo_heads]
+  virtual void record_probes(std::span<const int64_t> positions, tensor_view<const Element> q,
+                             const float* lse) noexcept = 0;
   virtual void check_truncate(int64_t len) const = 0;
   virtual void truncate(int64_t len) noexcept = 0;
   virtual std::unique_ptr<layer_state> clone() const = 0;

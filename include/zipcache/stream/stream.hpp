@@ -35,17 +35,22 @@ struct kept_probes {
             const float* row_lse) {
     if (!positions.empty() && positions.back() >= position)
       drop_from(position, queries.num_heads, queries.head_dim);
-    try {
-      positions.push_back(position);
-      for (int32_t head = 0; head < queries.num_heads; ++head) {
-        const Element* source = queries.row(head, row);
-        q.insert(q.end(), source, source + queries.head_dim);
-      }
-      if (row_lse != nullptr) lse.insert(lse.end(), row_lse, row_lse + queries.num_heads);
-    } catch (...) {
-      drop_from(position, queries.num_heads, queries.head_dim);  // no half of a row
-      throw;
+    positions.push_back(position);
+    for (int32_t head = 0; head < queries.num_heads; ++head) {
+      const Element* source = queries.row(head, row);
+      q.insert(q.end(), source, source + queries.head_dim);
     }
+    if (row_lse != nullptr) lse.insert(lse.end(), row_lse, row_lse + queries.num_heads);
+  }
+  /// Room for `count` more rows with their lse: keeping them then cannot fail.
+  void reserve(size_t count, int32_t num_heads, int32_t head_dim) {
+    const auto grow = [&](auto& values, int64_t row_size) {
+      const size_t needed = values.size() + count * static_cast<size_t>(row_size);
+      if (needed > values.capacity()) values.reserve(std::max(needed, 2 * values.capacity()));
+    };
+    grow(positions, 1);
+    grow(q, int64_t{num_heads} * head_dim);
+    grow(lse, num_heads);
   }
   void drop_from(int64_t position, int32_t num_heads, int32_t head_dim) noexcept {
     const auto kept =
@@ -192,15 +197,23 @@ class stream final : public layer_state<Element> {
     store_output(rows, kv_head, group, out, lse, lse_stride);
   }
 
-  void record_probes(tensor_view<const Element> q, const float* lse) override {
+  std::vector<int64_t> prepare_probes(int64_t qo_len) override {
+    std::vector<int64_t> positions;
     if constexpr (Policies::needs_probes) {
-      if (is_prefilling()) return;
-      const int64_t first = size() - q.num_tokens;
-      for (const int64_t position : planned_probes()) {
-        if (position < first || position >= size()) continue;
-        probes_.keep(position, q, position - first, lse + (position - first) * shape_.num_qo_heads);
-      }
+      if (is_prefilling()) return positions;
+      positions = planned_probes();
+      std::erase_if(positions, [&](int64_t position) {
+        return position < size() - qo_len || position >= size();
+      });
+      probes_.reserve(positions.size(), shape_.num_qo_heads, shape_.head_dim);
     }
+    return positions;
+  }
+  void record_probes(std::span<const int64_t> positions, tensor_view<const Element> q,
+                     const float* lse) noexcept override {
+    const int64_t first = size() - q.num_tokens;
+    for (const int64_t position : positions)
+      probes_.keep(position, q, position - first, lse + (position - first) * shape_.num_qo_heads);
   }
 
   void check_truncate(int64_t len) const override {
@@ -262,7 +275,10 @@ class stream final : public layer_state<Element> {
     return bytes;
   }
 
-  /// The sealed segments, for inspection and tests.
+  /// What the state is made of, for inspection, tests and transfer to another backend.
+  const row_store<storage>& window() const { return window_; }
+  const row_store<storage>& sinks() const { return sinks_; }
+  const kept_probes<Element>& probes() const { return probes_; }
   std::span<const std::shared_ptr<const segment<Policies>>> segments() const { return segments_; }
 
  private:

@@ -1,0 +1,153 @@
+// What the cache says it holds against what it holds, and the real compression ratio.
+#include "support/cache_runs.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using namespace zipcache_test;
+using zipcache::footprint;
+using zipcache::half;
+namespace presets = zipcache::presets;
+
+/// Bytes of everything a layer holds outside of pages: records, tables, bitmaps, segment headers
+/// and pointers to them. Kept probes are not visible from here.
+template <class Cache>
+int64_t bytes_beside_pages(const Cache& cache, zipcache::sequence_id sequence, int32_t layer) {
+  int64_t bytes = 0;
+  visit_layer(cache, sequence, layer, [&](const auto& state) {
+    for (const auto& sealed : state.segments())
+      bytes += static_cast<int64_t>(sizeof(sealed) + sizeof(*sealed) + sealed->records.size() +
+                                    sealed->table.size() * sizeof(zipcache::page_entry) +
+                                    sealed->salient_bitmap.size() * sizeof(uint32_t));
+  });
+  return bytes;
+}
+
+template <class Cache>
+int64_t records_of(const Cache& cache, zipcache::sequence_id sequence, int32_t layer) {
+  int64_t bytes = 0;
+  visit_layer(cache, sequence, layer, [&](const auto& state) {
+    for (const auto& sealed : state.segments())
+      bytes += static_cast<int64_t>(sealed->records.size());
+  });
+  return bytes;
+}
+
+TEMPLATE_LIST_TEST_CASE("kv_cache: the footprint is what is really held", "[kv_cache][footprint]",
+                        cache_axes) {
+  using cache = typename TestType::cache;
+  using policies = typename TestType::policies;
+  const auto shape = shape_for<policies>();
+  const token_data<typename TestType::element> data(shape, 400, 81);
+  for (const int64_t prompt : {0, 1, 33, 170}) {
+    cache subject(shape, options_for<policies>(shape));
+    const auto sequence = subject.create();
+    if (prompt > 0) prefill(subject, sequence, data, prompt);
+    for (const int64_t end : {prompt, prompt + 1, prompt + 40, prompt + 161, prompt + 165}) {
+      decode(subject, sequence, data, subject.length(sequence), end);
+      const footprint held = subject.footprint();
+      int64_t records = 0;
+      int64_t beside = 0;
+      for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
+        records += records_of(subject, sequence, layer);
+        beside += bytes_beside_pages(subject, sequence, layer);
+      }
+      const int64_t pages = subject.pool().num_used() * subject.page_bytes();
+      CHECK(held.code_bytes + held.parameter_bytes - records + held.padding_bytes +
+                held.window_bytes ==
+            pages);
+      // Beside these there are the page numbers of the window and the queries of kept probes.
+      CHECK(held.total_bytes() >= pages + beside);
+      CHECK(held.total_bytes() <=
+            pages + beside + held.window_bytes / subject.page_bytes() * 4 +
+                shape.num_layers * 160 *
+                    static_cast<int64_t>(8 + shape.num_qo_heads * (4 + shape.head_dim * 4)));
+      CHECK(held.num_tokens == end * shape.num_layers);
+      CHECK(held.uncompressed_bytes ==
+            end * shape.num_layers * shape.num_kv_heads * shape.head_dim * 4);
+      CHECK(held.padding_bytes >= 0);
+      CHECK(subject.footprint(sequence).total_bytes() == held.total_bytes());
+    }
+    subject.release(sequence);
+    CHECK(subject.pool().num_used() == 0);
+    CHECK(subject.footprint().total_bytes() == 0);
+    CHECK(subject.footprint().ratio() == 1.0);
+  }
+}
+
+TEST_CASE("kv_cache: queries kept as probes count until their interval is sealed",
+          "[kv_cache][footprint]") {
+  using policies = presets::paper::with<zipcache::all_probes>;
+  zipcache::kv_cache<half, policies> subject(small_shape, {.recompress_interval = 32});
+  const token_data<half> data(small_shape, 40, 82);
+  const auto sequence = subject.create();
+  const int64_t row = 8 + small_shape.num_qo_heads * (4 + 2 * small_shape.head_dim);
+  for (int64_t token = 0; token < 33; ++token) {
+    subject.append(sequence, 0, data.k.part(token, 1), data.v.part(token, 1));
+    const int64_t before = subject.footprint().total_bytes();
+    outputs<half> given(small_shape, 1);
+    subject.attend(sequence, 0, data.q.part(token, 1), given.out.view());
+    CHECK(subject.footprint().total_bytes() == before + row);
+  }
+}
+
+TEST_CASE("kv_cache: a segment that forks share counts once, its tokens for each",
+          "[kv_cache][footprint]") {
+  using cache = zipcache::kv_cache<half, presets::paper>;
+  cache subject(small_shape);
+  const token_data<half> data(small_shape, 400, 83);
+  const auto trunk = subject.create();
+  prefill(subject, trunk, data, 320);
+  const footprint alone = subject.footprint();
+  const int64_t pages = subject.pool().num_used();
+  const auto a = subject.fork(trunk);
+  const auto b = subject.fork(a);
+  CHECK(subject.pool().num_used() == pages);  // the window is empty
+  const footprint shared = subject.footprint();
+  CHECK(shared.code_bytes == alone.code_bytes);
+  CHECK(shared.parameter_bytes == alone.parameter_bytes);
+  CHECK(shared.padding_bytes == alone.padding_bytes);
+  CHECK(shared.num_tokens == 3 * alone.num_tokens);
+  CHECK(shared.uncompressed_bytes == 3 * alone.uncompressed_bytes);
+  CHECK(shared.table_bytes - alone.table_bytes == 2 * static_cast<int64_t>(sizeof(void*) * 2));
+  CHECK(subject.footprint(b).total_bytes() == alone.total_bytes());
+  decode(subject, a, data, 320, 321);
+  CHECK(subject.footprint().window_bytes == 2 * subject.page_bytes());  // one page of each head
+  subject.release(trunk);
+  subject.release(a);
+  CHECK(subject.footprint().total_bytes() == alone.total_bytes());
+}
+
+/// The shape of LLaMA3-8B's layers, of which all are alike.
+constexpr zipcache::cache_shape llama_layer{
+    .num_layers = 1, .num_qo_heads = 32, .num_kv_heads = 8, .head_dim = 128};
+
+TEST_CASE("kv_cache: 4096 tokens of a LLaMA3-8B layer take less than 1 / 4.7 of their 16-bit bytes",
+          "[kv_cache][footprint]") {
+  using cache = zipcache::kv_cache<half, presets::paper>;
+  // 40 MB of random numbers are not needed: bytes do not depend on values.
+  const token_data<half> data(llama_layer, 512, 84);
+  // One probe, the last row, is enough for that and saves time.
+  cache subject(llama_layer, {.random_probe_fraction = 0.0, .max_probes = 1});
+  const auto sequence = subject.create();
+  for (int64_t first = 0; first < 4096; first += 512)
+    subject.prefill(sequence, 0, data.q.view(), data.k.view(), data.v.view(), {.prompt_len = 4096});
+  const double after_prompt = subject.footprint().ratio();
+  INFO("ratio right after a prompt of 4096 tokens: " << after_prompt);
+  CHECK(after_prompt >= 4.71);  // 4.7165
+
+  // 960 more tokens are six intervals, all of them sealed by the next token.
+  outputs<half> given(llama_layer, 1);
+  for (int64_t token = 0; token < 960; token += 160) {
+    subject.append(sequence, 0, data.k.part(0, 160), data.v.part(0, 160));
+    subject.attend(sequence, 0, data.q.part(0, 1), given.out.view());
+  }
+  subject.append(sequence, 0, data.k.part(0, 1), data.v.part(0, 1));
+  REQUIRE(subject.sealed_length(sequence) == 4096 + 960);
+  subject.truncate(sequence, 4096 + 960);
+  const double after_decode = subject.footprint().ratio();
+  INFO("ratio after 960 more tokens, right after a flush: " << after_decode);
+  CHECK(after_decode >= 4.66);  // 4.6663
+}
+
+}  // namespace

@@ -4,6 +4,7 @@
 //
 //   keys_channelwise_4_2/values_channel_separable_4_2/aged/per_kv_head/... (the whole name)
 //   normalized keeps token 3 of 8 in high bits, and aged token 6
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -30,10 +31,8 @@ constexpr int32_t head_dim = 16;
 template <class Metric>
 int32_t most_salient() {
   std::vector<float> k(kv_len * head_dim, 0.0f), q(head_dim, 1.0f), scores(kv_len);
-  for (int32_t channel = 0; channel < head_dim; ++channel) {
-    k[3 * head_dim + channel] = 0.55f;
-    k[6 * head_dim + channel] = 0.5f;
-  }
+  std::fill_n(k.begin() + 3 * head_dim, head_dim, 0.55f);
+  std::fill_n(k.begin() + 6 * head_dim, head_dim, 0.5f);
   const std::vector<int64_t> positions{kv_len - 1};
   const zipcache::probe_queries<float> probes{zipcache::hnd<const float>(q.data(), 1, 1, head_dim),
                                               positions};

@@ -41,8 +41,11 @@ void add_bias(const std::vector<float>& bias, float* rows, std::size_t count) {
 model::model(const gguf_file& file, thread_pool& pool)
     : parameters_(read_hyper_parameters(file)),
       pool_(pool),
-      weights_(load_weights(file, parameters_, pool)),
+      weights_(std::make_shared<const model_weights>(load_weights(file, parameters_, pool))),
       workspaces_(pool.size()) {}
+
+model::model(const model& other, thread_pool& pool)
+    : parameters_(other.parameters_), pool_(pool), weights_(other.weights_), workspaces_(pool.size()) {}
 
 attention_shape model::shape() const {
   return {parameters_.num_layers, parameters_.num_qo_heads, parameters_.num_kv_heads, parameters_.head_dim};
@@ -57,10 +60,10 @@ void model::forward(std::span<const int> tokens, int start, attention& attention
   k_.resize(num_tokens * parameters_.kv_size());
   v_.resize(num_tokens * parameters_.kv_size());
   mixed_.resize(num_tokens * parameters_.q_size());
-  const rope_table rope(parameters_, weights_.rope_divisors, start, len);
+  const rope_table rope(parameters_, weights_->rope_divisors, start, len);
 
   for (int i = 0; i < parameters_.num_layers; ++i) {
-    const auto& layer = weights_.layers[static_cast<std::size_t>(i)];
+    const auto& layer = weights_->layers[static_cast<std::size_t>(i)];
     {
       const stopwatch watch(times_.projections);
       for_each_range(num_tokens, [&](token_range range, workspace& space, thread_pool* pool) {
@@ -106,7 +109,7 @@ void model::embed(std::span<const int> tokens) {
   const auto size = static_cast<std::size_t>(parameters_.hidden_size);
   hidden_.resize(tokens.size() * size);
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    std::copy_n(weights_.embedding.row(static_cast<std::size_t>(tokens[i])), size, hidden_.data() + i * size);
+    std::copy_n(weights_->embedding.row(static_cast<std::size_t>(tokens[i])), size, hidden_.data() + i * size);
   }
 }
 
@@ -191,10 +194,10 @@ void model::compute_logits(std::size_t num_tokens, std::span<float> logits) {
   for_each_range(rows, [&](token_range range, workspace& space, thread_pool* pool) {
     space.normed.resize(range.count * size);
     for (std::size_t i = 0; i < range.count; ++i) {
-      rms_norm(hidden + (range.first + i) * size, weights_.output_norm.data(), size, parameters_.norm_epsilon,
+      rms_norm(hidden + (range.first + i) * size, weights_->output_norm.data(), size, parameters_.norm_epsilon,
                space.normed.data() + i * size);
     }
-    apply(weights_.output_matrix(), space.normed.data(), range.count, logits.data() + range.first * vocabulary, pool);
+    apply(weights_->output_matrix(), space.normed.data(), range.count, logits.data() + range.first * vocabulary, pool);
   });
 }
 

@@ -3,6 +3,7 @@
 // Attention, and with it the KV cache, is the caller's.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -28,6 +29,8 @@ class model {
   // @param pool  used by every forward pass; has to outlive the model
   // @throws gguf_error if the file is not a model that this class computes
   model(const gguf_file& file, thread_pool& pool);
+  // The same weights, not copied, with memory of its own: both may run at the same time, each on its pool.
+  model(const model& other, thread_pool& pool);
 
   const hyper_parameters& parameters() const { return parameters_; }
   attention_shape shape() const;
@@ -68,7 +71,7 @@ class model {
 
   hyper_parameters parameters_;
   thread_pool& pool_;
-  model_weights weights_;
+  std::shared_ptr<const model_weights> weights_;
   std::vector<float> hidden_;  // [tokens, hidden_size], the residual stream
   std::vector<float> q_;       // [tokens, num_qo_heads, head_dim]
   std::vector<float> k_;       // [tokens, num_kv_heads, head_dim]

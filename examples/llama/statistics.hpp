@@ -66,6 +66,19 @@ inline interval paired_difference_interval(std::span<const double> a, std::span<
   return bootstrap_interval(differences, seed, resamples, level);
 }
 
+// Wilson's interval of a share: `successes` of `trials`. Unlike a bootstrap it does not collapse to a point at 0 and 1.
+inline interval wilson_interval(std::int64_t successes, std::int64_t trials) {
+  if (trials < 1 || successes < 0 || successes > trials) {
+    throw std::invalid_argument("wilson_interval: needs trials, and no more successes than those");
+  }
+  constexpr double z = 1.959963984540054;  // 95 %
+  const double n = static_cast<double>(trials);
+  const double share = static_cast<double>(successes) / n;
+  const double centre = (share + z * z / (2 * n)) / (1 + z * z / n);
+  const double reach = z / (1 + z * z / n) * std::sqrt(share * (1 - share) / n + z * z / (4 * n * n));
+  return {share, std::max(0.0, centre - reach), std::min(1.0, centre + reach)};
+}
+
 inline double log_sum_exp(std::span<const float> logits) {
   float largest = -std::numeric_limits<float>::infinity();
   for (const float logit : logits) {

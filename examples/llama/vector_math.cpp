@@ -85,6 +85,44 @@ ZIPCACHE_LLAMA_VECTORISE float exponentiate(float* x, std::size_t count, float s
   return total;
 }
 
+ZIPCACHE_LLAMA_VECTORISE double sum_of_exponentials(const float* x, std::size_t count,
+                                                    float shift) {
+  std::array<double, lanes> sums{};
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      sums[lane] += static_cast<double>(exponential(x[i + lane] - shift));
+    }
+  }
+  double total = 0;
+  for (; i < count; ++i) {
+    total += static_cast<double>(exponential(x[i] - shift));
+  }
+  for (const double sum : sums) {
+    total += sum;
+  }
+  return total;
+}
+
+ZIPCACHE_LLAMA_VECTORISE double weighted_difference(const float* x, const float* y,
+                                                    std::size_t count, float shift) {
+  std::array<double, lanes> sums{};
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      sums[lane] += static_cast<double>(exponential(x[i + lane] - shift) * (x[i + lane] - y[i + lane]));
+    }
+  }
+  double total = 0;
+  for (; i < count; ++i) {
+    total += static_cast<double>(exponential(x[i] - shift) * (x[i] - y[i]));
+  }
+  for (const double sum : sums) {
+    total += sum;
+  }
+  return total;
+}
+
 ZIPCACHE_LLAMA_VECTORISE void rms_norm(const float* x, const float* weight, std::size_t count, float epsilon, float* y) {
   const float factor = 1.0F / std::sqrt(sum_of_squares(x, count) / static_cast<float>(count) + epsilon);
   for (std::size_t i = 0; i < count; ++i) {

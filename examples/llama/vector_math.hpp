@@ -40,6 +40,12 @@ float maximum(const float* x, std::size_t count);
 // x[i] = e^(x[i] - shift); returns their sum.
 float exponentiate(float* x, std::size_t count, float shift);
 
+// Sum of e^(x[i] - shift).
+double sum_of_exponentials(const float* x, std::size_t count, float shift);
+
+// Sum of e^(x[i] - shift) · (x[i] - y[i]).
+double weighted_difference(const float* x, const float* y, std::size_t count, float shift);
+
 // y = x / sqrt(mean(x^2) + epsilon) · weight
 void rms_norm(const float* x, const float* weight, std::size_t count, float epsilon, float* y);
 

@@ -1,0 +1,121 @@
+// Where the library is used: attention over a zipcache::kv_cache with given policies. Included by policies_*.cpp only,
+// because every set of policies is a cache to compile.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <zipcache/kv_cache.hpp>
+#include <zipcache/store/paper_ratio.hpp>
+
+#include "policy_registry.hpp"
+
+namespace zipcache_llama {
+
+template <class Policies>
+class compressed_attention final : public policy_cache {
+ public:
+  compressed_attention(const attention_shape& shape, const zipcache::cache_options& options, int threads)
+      : shape_(shape),
+        cache_({.num_layers = shape.num_layers,
+                .num_qo_heads = shape.num_qo_heads,
+                .num_kv_heads = shape.num_kv_heads,
+                .head_dim = shape.head_dim},
+               options, {.num_threads = threads}),
+        sequence_(cache_.create()) {}
+
+  void prefill(const attended_layer& prompt) override {
+    if (prompt.start != 0) {
+      throw std::invalid_argument("a prompt is compressed as a whole");
+    }
+    cache_.prefill(sequence_, prompt.layer, queries(prompt.q.data(), prompt.len), keys(prompt.k.data(), prompt.len),
+                   keys(prompt.v.data(), prompt.len), {.lse = prompt.lse});
+  }
+
+  void attend(int layer, int start, int len, const float* q, const float* k, const float* v, float* out) override {
+    if (start != cache_.length(sequence_, layer)) {
+      throw std::invalid_argument("tokens at position " + std::to_string(start) + " do not continue layer " +
+                                  std::to_string(layer));
+    }
+    cache_.append_and_attend(sequence_, layer, queries(q, len), keys(k, len), keys(v, len), queries(out, len));
+  }
+
+  int length() const override { return static_cast<int>(cache_.length(sequence_)); }
+  zipcache::footprint footprint() const override { return cache_.footprint(sequence_); }
+  void clear() override {
+    cache_.release(sequence_);
+    sequence_ = cache_.create();
+  }
+
+ private:
+  template <class T>
+  zipcache::tensor_view<T> queries(T* data, int len) const {
+    return zipcache::nhd(data, len, shape_.num_qo_heads, shape_.head_dim);
+  }
+  zipcache::tensor_view<const float> keys(const float* data, int len) const {
+    return zipcache::nhd(data, len, shape_.num_kv_heads, shape_.head_dim);
+  }
+
+  attention_shape shape_;
+  zipcache::kv_cache<float, Policies> cache_;
+  zipcache::sequence_id sequence_;
+};
+
+inline zipcache::cache_options cache_options_of(const policy_numbers& numbers) {
+  return {.salient_ratio = numbers.salient_ratio,
+          .recompress_interval = numbers.recompress_interval,
+          .recent_window = numbers.recent_window,
+          .max_probes = numbers.max_probes,
+          .seed = numbers.seed};
+}
+
+// @param fixed  what the entry itself says about the numbers, over those of the command line
+template <class Policies>
+policy_entry make_entry(std::string name, std::string summary, bool is_preset,
+                        std::function<void(policy_numbers&)> fixed = {}) {
+  policy_entry entry;
+  entry.name = std::move(name);
+  entry.summary = std::move(summary);
+  entry.policies = Policies::name();
+  entry.is_preset = is_preset;
+  entry.make = [fixed](const attention_shape& shape, policy_numbers numbers,
+                       int threads) -> std::unique_ptr<policy_cache> {
+    if (fixed) {
+      fixed(numbers);
+    }
+    return std::make_unique<compressed_attention<Policies>>(shape, cache_options_of(numbers), threads);
+  };
+  entry.paper_ratio = [fixed](const attention_shape& shape, policy_numbers numbers, int tokens) {
+    using budget = typename Policies::budget_policy;
+    if (fixed) {
+      fixed(numbers);
+    }
+    const zipcache::budget_options options{.salient_ratio = numbers.salient_ratio.value_or(budget::default_ratio)};
+    const double salient = static_cast<double>(budget::num_salient(tokens, options)) / tokens;
+    return zipcache::paper_ratio<Policies>({1.0, static_cast<double>(shape.num_kv_heads * shape.head_dim),
+                                            static_cast<double>(tokens)},
+                                           salient);
+  };
+  return entry;
+}
+
+template <class Policies>
+policy_entry preset(std::string name, std::string summary, std::function<void(policy_numbers&)> fixed = {}) {
+  return make_entry<Policies>(std::move(name), std::move(summary), true, std::move(fixed));
+}
+template <class Policies>
+policy_entry ablation(std::string name, std::string summary, std::function<void(policy_numbers&)> fixed = {}) {
+  return make_entry<Policies>(std::move(name), std::move(summary), false, std::move(fixed));
+}
+
+// One for each policies_*.cpp.
+std::vector<policy_entry> preset_policies();
+std::vector<policy_entry> value_policies();
+std::vector<policy_entry> saliency_policies();
+std::vector<policy_entry> probe_policies();
+
+}  // namespace zipcache_llama

@@ -65,20 +65,34 @@ struct attend_piece {
   int64_t line_begin;  ///< place of the (item, head, pass)'s unit 0 on the line
 };
 
-/// The whole line and this block's stretch of it.
+/// The whole line and this block's stretch of it. Blocks beyond `blocks` have none.
 struct attend_line {
   int64_t total;
+  int32_t blocks;
   int64_t begin;
   int64_t end;
 
-  __device__ static int64_t begin_of(int64_t total, int32_t block) {
-    return total * block / gridDim.x;
+  __device__ attend_line(int64_t units, int32_t num_blocks) : total(units), blocks(num_blocks) {
+    const int64_t block = least(static_cast<int32_t>(blockIdx.x), blocks);
+    begin = blocks > 0 ? total * block / blocks : 0;
+    end = blocks > 0 ? total * least<int64_t>(block + 1, blocks) / blocks : 0;
   }
   /// The block that has unit `unit`.
   __device__ int32_t block_of(int64_t unit) const {
-    return static_cast<int32_t>(((unit + 1) * gridDim.x - 1) / total);
+    return static_cast<int32_t>(((unit + 1) * blocks - 1) / total);
   }
 };
+
+/// Blocks that get work. Where all (item, head) are equally long and a few blocks less than the
+/// grid has would cut each of them alike, no block works on two of them.
+__device__ inline int32_t useful_blocks(int64_t total, int64_t slots, bool equal_lengths) {
+  const int32_t grid = static_cast<int32_t>(gridDim.x);
+  if (equal_lengths && slots > 0 && slots <= grid) {
+    const int32_t aligned = static_cast<int32_t>(grid / slots * slots);
+    if (aligned >= grid - grid / 8 && aligned <= total) return aligned;
+  }
+  return static_cast<int32_t>(least<int64_t>(grid, total));
+}
 
 /// Fills prefix[i] = units of items before i, times heads and passes; prefix [num_items + 1] in
 /// shared memory.
@@ -86,28 +100,37 @@ template <class Policies, class Storage>
 __device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
                                  const attend_batch<Storage>& batch, int32_t copies,
                                  int64_t* prefix) {
-  // One warp scans; 32 items at a time.
-  if (threadIdx.x < 32) {
-    int64_t sum = 0;
-    for (int32_t first = 0; first < batch.num_items; first += 32) {
-      const int32_t item = first + static_cast<int32_t>(threadIdx.x);
-      int64_t units = 0;
-      if (item < batch.num_items)
-        units = static_cast<int64_t>(units_of(layer, layer.counts[batch.sequences[item]])) * copies;
-      int64_t inclusive = units;
-      for (int32_t step = 1; step < 32; step *= 2) {
-        const int64_t below = __shfl_up_sync(0xffffffffu, inclusive, step);
-        if (static_cast<int32_t>(threadIdx.x) >= step) inclusive += below;
-      }
-      if (item < batch.num_items) prefix[item] = sum + inclusive - units;
-      sum += __shfl_sync(0xffffffffu, inclusive, 31);
+  // Every warp scans, 32 items at a time; all write the same numbers.
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  int64_t sum = 0;
+  int32_t shortest = INT32_MAX;
+  int32_t longest = 0;
+  for (int32_t first = 0; first < batch.num_items; first += 32) {
+    const int32_t item = first + lane;
+    int32_t units = 0;
+    if (item < batch.num_items) {
+      units = units_of(layer, layer.counts[batch.sequences[item]]);
+      shortest = least(shortest, units);
+      longest = most(longest, units);
     }
-    if (threadIdx.x == 0) prefix[batch.num_items] = sum;
+    int64_t inclusive = static_cast<int64_t>(units) * copies;
+    for (int32_t step = 1; step < 32; step *= 2) {
+      const int64_t below = __shfl_up_sync(0xffffffffu, inclusive, step);
+      if (lane >= step) inclusive += below;
+    }
+    if (item < batch.num_items) {
+      prefix[item] = sum + inclusive - static_cast<int64_t>(units) * copies;
+    }
+    sum += __shfl_sync(0xffffffffu, inclusive, 31);
   }
+  for (int32_t step = 1; step < 32; step *= 2) {
+    shortest = least(shortest, __shfl_xor_sync(0xffffffffu, shortest, step));
+    longest = most(longest, __shfl_xor_sync(0xffffffffu, longest, step));
+  }
+  if (lane == 0) prefix[batch.num_items] = sum;
   __syncthreads();
-  const int64_t total = prefix[batch.num_items];
-  return {total, attend_line::begin_of(total, static_cast<int32_t>(blockIdx.x)),
-          attend_line::begin_of(total, static_cast<int32_t>(blockIdx.x) + 1)};
+  const int64_t slots = static_cast<int64_t>(batch.num_items) * copies;
+  return attend_line(sum, useful_blocks(sum, slots, shortest == longest));
 }
 
 /// The piece that begins at `unit`, cut at the end of its (item, head, pass) and at the block's
@@ -138,17 +161,47 @@ __device__ inline attend_piece find_piece(const attend_line& line, const int64_t
   return piece;
 }
 
-/// What becomes of a finished (item, head): output, log-sum-exp.
+/// Where the query of an item is kept if it is a probe of the interval that its sequence is
+/// filling; -1 otherwise.
+template <class Policies, class Storage>
+__device__ inline int32_t kept_slot(const device_layer<Policies, Storage>& layer,
+                                    const attend_batch<Storage>& batch, int32_t item) {
+  if constexpr (!Policies::needs_probes) return -1;
+  if (layer.probes.planned == nullptr) return -1;
+  const int32_t sequence = batch.sequences[item];
+  const sequence_counts count = layer.counts[sequence];
+  const int32_t hidden = batch.hidden != nullptr ? batch.hidden[item] : 0;
+  const int32_t row = count.window - 1 - hidden - layer.recent;
+  if (row < 0 || row >= layer.interval || count.intervals >= layer.probes.max_intervals) return -1;
+  const uint32_t* planned = layer.probes.planned_of(sequence, count.intervals);
+  if ((planned[row / 32] >> (row % 32) & 1u) == 0) return -1;
+  int32_t slot = __popc(planned[row / 32] & ((1u << (row % 32)) - 1u));
+  for (int32_t word = 0; word < row / 32; ++word) slot += __popc(planned[word]);
+  return slot;
+}
+
+/// What becomes of a finished (item, head): output, log-sum-exp, and the query if it is a probe.
 template <class Policies, class Storage>
 __device__ inline void write_output(const device_layer<Policies, Storage>& layer,
                                     const attend_batch<Storage>& batch, int32_t item,
                                     int32_t qo_head, int32_t channel, float value, float maximum,
-                                    float sum) {
+                                    float sum, int32_t kept) {
   const int64_t row = static_cast<int64_t>(item) * layer.num_qo_heads + qo_head;
   batch.out[row * layer.head_dim + channel] = from_float<Storage>(sum > 0.0f ? value / sum : 0.0f);
-  if (channel == 0 && batch.lse != nullptr) {
-    batch.lse[row] = sum > 0.0f ? (maximum + log2f(sum)) * ln_2 : -INFINITY;
-  }
+  const float lse = sum > 0.0f ? (maximum + log2f(sum)) * ln_2 : -INFINITY;
+  if (channel == 0 && batch.lse != nullptr) batch.lse[row] = lse;
+  if (kept < 0) return;
+  const int32_t sequence = batch.sequences[item];
+  const int64_t kept_row =
+      (static_cast<int64_t>(sequence) * layer.probes.max_kept + kept) * layer.num_qo_heads +
+      qo_head;
+  layer.probes.q[kept_row * layer.head_dim + channel] = batch.q[row * layer.head_dim + channel];
+  if (channel != 0) return;
+  layer.probes.lse[kept_row] = lse;
+  if (qo_head != 0) return;
+  const int32_t hidden = batch.hidden != nullptr ? batch.hidden[item] : 0;
+  const int32_t interval_row = layer.counts[sequence].window - 1 - hidden - layer.recent;
+  atomicOr(layer.probes.recorded_of(sequence) + interval_row / 32, 1u << (interval_row % 32));
 }
 
 /// Sequences without a token have no unit, so nobody else writes their output: zeros, and -inf as
@@ -161,7 +214,8 @@ __device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
     if (prefix[item + 1] > prefix[item]) continue;
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < layer.num_qo_heads * layer.head_dim;
          i += attend_threads) {
-      write_output(layer, batch, item, i / layer.head_dim, i % layer.head_dim, 0.0f, 0.0f, 0.0f);
+      write_output(layer, batch, item, i / layer.head_dim, i % layer.head_dim, 0.0f, 0.0f, 0.0f,
+                   -1);
     }
   }
 }
@@ -208,6 +262,7 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
   const int32_t group = layer.group();
   const int32_t first_qo_head = piece.head * group + piece.pass * Heads;
   const int32_t heads = least(Heads, group - piece.pass * Heads);
+  const int32_t kept = kept_slot(layer, batch, piece.item);
   const bool whole = piece.first == 0 && piece.last == piece.total;
   const int64_t stride = static_cast<int64_t>(Heads) * (head_dim + 2);
   const auto partial_of = [&](int32_t block, bool continues) {
@@ -221,7 +276,7 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
                        if (whole) {
                          if (head < heads)
                            write_output(layer, batch, piece.item, first_qo_head + head, channel,
-                                        value, maximum, sum);
+                                        value, maximum, sum, kept);
                        } else {
                          mine[head * (head_dim + 2) + 2 + channel] = value;
                          if (channel == 0) {
@@ -259,7 +314,8 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
       value += factor * __ldcg(part + 2 + channel);
       sum += factor * part_sum;
     }
-    write_output(layer, batch, piece.item, first_qo_head + head, channel, value, maximum, sum);
+    write_output(layer, batch, piece.item, first_qo_head + head, channel, value, maximum, sum,
+                 kept);
   }
   if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
 }

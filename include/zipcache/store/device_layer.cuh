@@ -27,6 +27,34 @@ struct sequence_counts {
   int32_t prompt_pages = 0;   ///< pages of each head that it has
   int32_t pages = 0;          ///< pages of each head that all segments have
   int32_t segments = 0;
+  int32_t intervals = 0;  ///< of those, flushes of the window
+};
+
+/// What a kernel found wrong, as bits of device_layer::status; kv_cache::check reports them.
+enum class device_fault : uint32_t {
+  not_reserved = 1,    ///< a full window had no pages to go to; the token was not appended
+  missing_probes = 2,  ///< a window filled up before its probe queries were attended; likewise
+  non_finite = 4,      ///< k or v was not finite; zero was stored instead
+};
+
+/// Decode queries that are probes, kept until their interval is compressed.
+template <class Storage>
+struct device_probes {
+  const uint32_t*
+      planned;         ///< [max_sequences, max_intervals, mask_words]: which rows of an interval
+  uint32_t* recorded;  ///< [max_sequences, mask_words]: which of them were attended
+  Storage* q;          ///< [max_sequences, max_kept, num_qo_heads, head_dim]
+  float* lse;          ///< [max_sequences, max_kept, num_qo_heads], natural
+  int32_t max_intervals;
+  int32_t mask_words;
+  int32_t max_kept;
+
+  ZIPCACHE_HOST_DEVICE const uint32_t* planned_of(int32_t sequence, int32_t interval) const {
+    return planned + (static_cast<int64_t>(sequence) * max_intervals + interval) * mask_words;
+  }
+  ZIPCACHE_HOST_DEVICE uint32_t* recorded_of(int32_t sequence) const {
+    return recorded + static_cast<int64_t>(sequence) * mask_words;
+  }
 };
 
 /// Layer of a cache of `Policies` whose 16-bit type is `Storage`.
@@ -55,6 +83,9 @@ struct device_layer {
   int32_t window_tiles;  ///< the ring has 32 * window_tiles slots
   Storage* sink_rows;    ///< [max_sequences, num_kv_heads, sink_tiles, 2, 32 * head_dim]
   int32_t sink_tiles;
+
+  device_probes<Storage> probes;  ///< of policies that need them
+  uint32_t* status;               ///< device_fault bits
 
   int32_t interval;          ///< tokens that a flush compresses
   int32_t recent;            ///< tokens that always stay in the window

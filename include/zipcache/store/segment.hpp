@@ -32,7 +32,7 @@ struct segment_shape {
   int64_t class_tokens() const {
     return Class == token_class::salient ? num_salient : num_tokens - num_salient;
   }
-  page_plan plan(int64_t page_bytes) const {
+  ZIPCACHE_HOST_DEVICE page_plan plan(int64_t page_bytes) const {
     return page_plan::make(page_bytes, salient_tile_bytes(head_dim), regular_tile_bytes(head_dim),
                            ceil_div<int64_t>(num_salient, tile_tokens),
                            ceil_div<int64_t>(num_tokens - num_salient, tile_tokens));

@@ -78,7 +78,7 @@ int64_t natural_page_bytes(const stream_options& options, int32_t head_dim) {
   const int64_t largest_tile =
       most(shape::salient_tile_bytes(head_dim), shape::regular_tile_bytes(head_dim));
   return round_up<int64_t>(
-      most(least(flush, most_tiles * largest_tile), most<int64_t>(largest_tile, 4 * head_dim)), 16);
+      most(least(flush, most_tiles * largest_tile), most<int64_t>(largest_tile, 4 * head_dim)), 64);
 }
 
 }  // namespace detail

@@ -5,7 +5,8 @@
 
 using namespace zipcache;
 
-namespace {
+// Not an unnamed namespace, where a member that is only looked for counts as unused.
+namespace concepts_test {
 
 struct no_role {
   static constexpr bool needs_probes = true;
@@ -38,7 +39,9 @@ struct groups_with_magnitudes : groupwise<32> {
   static constexpr bool has_channel_magnitudes = true;
 };
 
-}  // namespace
+}  // namespace concepts_test
+
+using namespace concepts_test;
 
 TEST_CASE("policy: a metric needs role, name and a float score", "[policy][concepts]") {
   CHECK(saliency_metric<complete_metric>);

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <ranges>
 #include <set>
 #include <tuple>
 #include <vector>
@@ -226,9 +225,8 @@ TEMPLATE_LIST_TEST_CASE("quantize: scaling by a power of two scales pairs exactl
   quantized<TestType, 4, half> before(zipcache_test::round_to<half>(values), 1, tokens, dim);
   for (const float factor : {0.25f, 4.0f, 16.0f}) {
     std::vector<float> scaled;
-    for (const float x : zipcache_test::round_to<half>(values) |
-                             std::views::transform([](half h) { return to_float(h); }))
-      scaled.push_back(x * factor);
+    for (const half x : zipcache_test::round_to<half>(values))
+      scaled.push_back(to_float(x) * factor);
     quantized<TestType, 4, half> after(zipcache_test::round_to<half>(scaled), 1, tokens, dim);
     CHECK(after.codes == before.codes);
     const float pair_factor = TestType::has_channel_magnitudes ? std::sqrt(factor) : factor;

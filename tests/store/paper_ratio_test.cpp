@@ -14,7 +14,7 @@ namespace {
 constexpr double printed = 0.005;
 
 template <class Keys, class Values>
-using uniform = presets::uniform_4bit::with<Keys>::template with<Values>;
+using uniform = typename presets::uniform_4bit::with<Keys>::template with<Values>;
 
 /// Table 1: b = 8, hd = l = 4096, everything at 4 bits.
 template <class Keys, class Values>

@@ -89,6 +89,19 @@ TEST_CASE("store: an interval of 160 tokens under the paper's policies is one pa
   CHECK(page_plan::make(17024 - 16, 4224, 2176, 3, 2).num_pages == 2);
 }
 
+// Part of the format: any other even spread would fit as well.
+TEST_CASE("store: page p begins with salient tile p * tiles / pages, rounded down",
+          "[store][page]") {
+  // Three tiles of 4224 and five of 2176 in pages of 13000: two pages, with one and two of the
+  // three.
+  const page_plan plan = page_plan::make(13000, 4224, 2176, 3, 5);
+  CHECK(plan.num_pages == 2);
+  CHECK(plan.salient_before(1) == 1);
+  CHECK(plan.salient_before(2) == 3);
+  CHECK(plan.regular_room(0) == 4);
+  CHECK(plan.regular_room(1) == 2);
+}
+
 TEST_CASE("store: large plans stay exact", "[store][page]") {
   // A million tokens: 18750 and 12500 tiles.
   check_plan(17024, 4224, 2176, 18750, 12500);

@@ -1,4 +1,5 @@
 #include <atomic>
+#include <stdexcept>
 #include <vector>
 
 #include <zipcache/detail/thread_pool.hpp>
@@ -17,5 +18,19 @@ TEST_CASE("core: parallel_for visits every item once, with any number of threads
       });
       for (const auto& visit : visits) REQUIRE(visit == 2);
     }
+  }
+}
+
+TEST_CASE("core: an exception of any item comes out of parallel_for, and the pool works on",
+          "[core][thread_pool]") {
+  for (const int64_t thrower : {0, 7, 49}) {
+    CHECK_THROWS_AS(detail::parallel_for(3, 50,
+                                         [&](int64_t i) {
+                                           if (i == thrower) throw std::runtime_error("item");
+                                         }),
+                    std::runtime_error);
+    std::atomic<int64_t> sum = 0;
+    detail::parallel_for(3, 50, [&](int64_t i) { sum += i; });
+    CHECK(sum == 49 * 50 / 2);
   }
 }

@@ -12,6 +12,7 @@
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/attend/attend_tensor_core.cuh>
 #include <zipcache/core/cuda.cuh>
+#include <zipcache/core/head_dims.cuh>
 #include <zipcache/core/shape.hpp>
 
 namespace zipcache {
@@ -23,35 +24,6 @@ constexpr const char* attend_kernel_name() {
 }
 
 namespace detail {
-
-/// Calls visit.operator()<HeadDim>() for a head_dim known at run time.
-template <class Visit>
-void dispatch_head_dim(int32_t head_dim, Visit&& visit) {
-  switch (head_dim) {
-#define ZIPCACHE_HEAD_DIM(value) \
-  case value:                    \
-    return visit.template operator()<value>();
-    ZIPCACHE_HEAD_DIM(16)
-    ZIPCACHE_HEAD_DIM(32)
-    ZIPCACHE_HEAD_DIM(48)
-    ZIPCACHE_HEAD_DIM(64)
-    ZIPCACHE_HEAD_DIM(80)
-    ZIPCACHE_HEAD_DIM(96)
-    ZIPCACHE_HEAD_DIM(112)
-    ZIPCACHE_HEAD_DIM(128)
-    ZIPCACHE_HEAD_DIM(144)
-    ZIPCACHE_HEAD_DIM(160)
-    ZIPCACHE_HEAD_DIM(176)
-    ZIPCACHE_HEAD_DIM(192)
-    ZIPCACHE_HEAD_DIM(208)
-    ZIPCACHE_HEAD_DIM(224)
-    ZIPCACHE_HEAD_DIM(240)
-    ZIPCACHE_HEAD_DIM(256)
-#undef ZIPCACHE_HEAD_DIM
-    default:
-      check_head_dim(head_dim);
-  }
-}
 
 /// A kernel with the shared memory it needs, ready to be launched.
 template <class Policies, class Storage>

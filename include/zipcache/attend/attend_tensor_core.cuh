@@ -6,6 +6,7 @@
 
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/attend/tensor_core_tile.cuh>
+#include <zipcache/store/segment.hpp>
 
 namespace zipcache::detail {
 

@@ -20,6 +20,7 @@
 #include <zipcache/store/store.hpp>
 #include <zipcache/stream/layer_state.hpp>
 #include <zipcache/stream/options.hpp>
+#include <zipcache/stream/probe_plan.hpp>
 
 namespace zipcache::detail {
 
@@ -103,7 +104,7 @@ class stream final : public layer_state<Element> {
 
     std::vector<int64_t> rows;
     if constexpr (Policies::needs_probes) {
-      rows = prompt_probe_rows(prompt_len, given);
+      rows = prompt_probe_rows<Policies>(prompt_len, given.probe_rows, options_);
       require_equal("q.num_tokens", q.num_tokens, count);
       if (!given.lse.empty())
         require_equal("lse.size()", static_cast<int64_t>(given.lse.size()),
@@ -340,32 +341,13 @@ class stream final : public layer_state<Element> {
     return Policies::budget_policy::num_salient(count, options_.budget);
   }
 
-  std::vector<int64_t> prompt_probe_rows(int64_t prompt_len, const prefill_options& given) const {
-    if constexpr (Policies::probe_policy::given_by_caller) {
-      require(!given.probe_rows.empty(),
-              "probe_rows must name at least one row under given_probes");
-      for (size_t i = 0; i < given.probe_rows.size(); ++i) {
-        require_between("probe row", given.probe_rows[i], int64_t{0}, prompt_len - 1);
-        require(i == 0 || given.probe_rows[i - 1] < given.probe_rows[i],
-                "probe_rows must be ascending and differ");
-      }
-      return {given.probe_rows.begin(), given.probe_rows.end()};
-    } else {
-      require(given.probe_rows.empty(), "probe_rows may only be given under given_probes");
-      return Policies::probe_policy::rows(prompt_len, options_.probe);
-    }
-  }
-
   /// Positions whose queries are probes of the interval that the window is filling. The interval's
   /// own rows are those that arrive after the previous seal.
   std::vector<int64_t> planned_probes() const {
     const int64_t first = sealed_ + options_.schedule.recent_window;
-    probe_options options = options_.probe;
-    options.seed = mix64(options.seed ^ mix64(static_cast<uint64_t>(first)));
-    std::vector<int64_t> positions = Policies::probe_policy::rows(interval(), options);
+    std::vector<int64_t> positions =
+        interval_probe_rows<Policies>(first, interval_start_, options_);
     for (int64_t& position : positions) position += first;
-    // Rows that the prompt already brought were not kept; the last one always lies ahead.
-    std::erase_if(positions, [this](int64_t position) { return position < interval_start_; });
     return positions;
   }
 

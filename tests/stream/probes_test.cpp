@@ -39,7 +39,7 @@ std::vector<int64_t> queries_that_count(const zipcache::cache_options& options, 
                                         int64_t length,
                                         const zipcache::prefill_options& given = {}) {
   std::set<int64_t> counted;
-  for (const uint64_t seed : {61, 161, 261, 361, 461, 561}) {
+  for (const uint64_t seed : {61u, 161u, 261u, 361u, 461u, 561u}) {
     const token_data<half> data(small_shape, length, seed);
     const auto run = [&](const token_data<half>& tokens) {
       zipcache::kv_cache<half, Policies> subject(small_shape, options);

@@ -129,7 +129,8 @@ struct code_view {
   Storage*
       magnitudes;  ///< [num_heads, head_dim]; may be null unless the layout is channel-separable
 
-  static constexpr int64_t params_per_head(int64_t num_tokens, int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t params_per_head(int64_t num_tokens,
+                                                                int32_t head_dim) {
     if (Granularity::axis == parameter_axis::token)
       return num_tokens * groups_per_token<Granularity>(head_dim);
     return Granularity::home == parameter_home::segment
@@ -137,11 +138,11 @@ struct code_view {
                : ceil_div<int64_t>(num_tokens, 32) * head_dim;
   }
 
-  uint8_t* code_row(int64_t head, int64_t token) const {
+  ZIPCACHE_HOST_DEVICE uint8_t* code_row(int64_t head, int64_t token) const {
     return codes + (head * num_tokens + token) * head_dim;
   }
 
-  affine_params<Storage>* param_row(int64_t head, int64_t token) const {
+  ZIPCACHE_HOST_DEVICE affine_params<Storage>* param_row(int64_t head, int64_t token) const {
     affine_params<Storage>* head_params = params + head * params_per_head(num_tokens, head_dim);
     if (Granularity::axis == parameter_axis::token)
       return head_params + token * groups_per_token<Granularity>(head_dim);
@@ -149,7 +150,7 @@ struct code_view {
                                                         : head_params + token / 32 * head_dim;
   }
 
-  Storage* magnitude_row(int64_t head) const {
+  ZIPCACHE_HOST_DEVICE Storage* magnitude_row(int64_t head) const {
     return Granularity::has_channel_magnitudes ? magnitudes + head * head_dim : nullptr;
   }
 };

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include <zipcache/detail/warp.cuh>
-#include <zipcache/quantize/affine.hpp>
+#include <zipcache/quantize/quantize.cuh>
 #include <zipcache/store/encode.hpp>
 #include <zipcache/store/store.hpp>
 #include <zipcache/store/tile.hpp>
@@ -44,37 +44,6 @@ ZIPCACHE_HOST_DEVICE constexpr int32_t encode_scratch_floats(int32_t head_dim) {
   if (Granularity::axis == parameter_axis::channel) return 2 * head_dim;
   return 2 * tile_tokens * groups_per_token<Granularity>(head_dim) +
          (Granularity::has_channel_magnitudes ? head_dim : 0);
-}
-
-/// The value that is quantized, as `normalized_value`. magnitudes [head_dim], widened
-template <class Granularity, class Rows>
-__device__ float normalized_value(const Rows& rows, int32_t token, int32_t channel,
-                                  const float* magnitudes) {
-  const float x = rows(token, channel);
-  if constexpr (Granularity::has_channel_magnitudes) {
-    return divide(x, magnitudes[channel]);
-  } else {
-    return x;
-  }
-}
-
-/// Range of one channel over rows [first, first + count).
-template <class Rows>
-__device__ value_range channel_range(const Rows& rows, int32_t first, int32_t count,
-                                     int32_t channel) {
-  value_range range;
-  for (int32_t token = first; token < first + count; ++token)
-    range = include(range, rows(token, channel));
-  return range;
-}
-
-/// Largest magnitude of one channel over rows [first, first + count).
-template <class Rows>
-__device__ float channel_largest(const Rows& rows, int32_t first, int32_t count, int32_t channel) {
-  float largest = 0.0f;
-  for (int32_t token = first; token < first + count; ++token)
-    largest = include_magnitude(largest, rows(token, channel));
-  return largest;
 }
 
 /// Statistics of one channel of one side over a segment. Its parts may be gathered in any order.

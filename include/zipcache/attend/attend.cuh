@@ -30,7 +30,6 @@ template <class Policies, class Storage>
 struct attend_kernel {
   void (*function)(device_layer<Policies, Storage>, attend_batch<Storage>, attend_workspace);
   size_t shared_bytes;
-  int32_t blocks_per_multiprocessor;
 };
 
 template <class Policies, class Storage, int32_t HeadDim, bool General>
@@ -38,16 +37,17 @@ attend_kernel<Policies, Storage> make_attend_kernel(int32_t num_items) {
   const size_t prefix_bytes = (static_cast<size_t>(num_items) + 1) * sizeof(int64_t);
   if constexpr (uses_tensor_cores<Policies> && !General) {
     return {attend_tensor_core_kernel<Policies, Storage, HeadDim>,
-            sizeof(attend_shared<Policies, HeadDim>) + prefix_bytes,
-            attend_tuning{}.blocks_per_multiprocessor};
+            sizeof(attend_shared<Policies, HeadDim>) + prefix_bytes};
   } else {
     return {attend_general_kernel<Policies, Storage, HeadDim>,
-            round_up<size_t>(sizeof(general_shared<HeadDim>), 16) + prefix_bytes, 2};
+            round_up<size_t>(sizeof(general_shared<HeadDim>), 16) + prefix_bytes};
   }
 }
 
 /// Blocks that a GPU may run at most; the workspace has room for their partial states.
-inline int32_t attend_max_blocks() { return num_multiprocessors() * 2; }
+inline int32_t attend_max_blocks() {
+  return num_multiprocessors() * attend_tuning{}.blocks_per_multiprocessor;
+}
 
 }  // namespace detail
 
@@ -112,7 +112,7 @@ void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
           "cudaFuncSetAttribute",
           cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(kernel.shared_bytes)));
-      const dim3 grid(static_cast<unsigned>(max_blocks / 2 * kernel.blocks_per_multiprocessor));
+      const dim3 grid(static_cast<unsigned>(max_blocks));
       kernel.function<<<grid, detail::attend_threads, kernel.shared_bytes, backend.stream>>>(
           layer, part, parts);
       detail::check_launch("the attend kernel");

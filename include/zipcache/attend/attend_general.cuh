@@ -244,8 +244,9 @@ static __global__ void __launch_bounds__(attend_threads)
     general_worker<Policies, Storage, HeadDim> worker(layer, shared, piece, count, sequence,
                                                       visible_window);
     worker.run();
-    finish_piece<pass_heads>(layer, batch, workspace, line, piece, shared.states,
-                             &shared.out[0][0][0], passes, &shared.arrival);
+    finish_piece<pass_heads>(
+        layer, batch, workspace, line, piece, shared.states,
+        [&](int32_t warp) { return &shared.out[warp][0][0]; }, passes, &shared.arrival);
     __syncthreads();
     unit += piece.last - piece.first;
   }

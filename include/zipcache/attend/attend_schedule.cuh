@@ -28,7 +28,7 @@ struct attend_batch {
 
 namespace detail {
 
-inline constexpr int32_t attend_warps = 8;
+inline constexpr int32_t attend_warps = 4;
 inline constexpr int32_t attend_threads = attend_warps * 32;
 /// Items whose prefix sums a block keeps; longer batches are launched in parts.
 inline constexpr int32_t attend_max_items = 1024;
@@ -229,9 +229,9 @@ struct block_states {
 };
 
 /// Merges the warps' states; visit(head, channel, value, maximum, sum) gets the block's.
-template <int32_t Heads, class Visit>
-__device__ void merge_warps(const block_states<Heads>& states, const float* out, int32_t head_dim,
-                            Visit&& visit) {
+template <int32_t Heads, class OutOf, class Visit>
+__device__ void merge_warps(const block_states<Heads>& states, const OutOf& out_of,
+                            int32_t head_dim, Visit&& visit) {
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < Heads * head_dim; i += attend_threads) {
     const int32_t head = i / head_dim;
     float maximum = states.maximum[0][head];
@@ -243,20 +243,30 @@ __device__ void merge_warps(const block_states<Heads>& states, const float* out,
       const float factor =
           exp2f(states.maximum[warp][head] - maximum);  // NaN if nobody saw a token; then unused
       const float scaled = states.sum[warp][head] > 0.0f ? factor : 0.0f;
-      value += scaled * out[warp * Heads * head_dim + i];
+      if (scaled > 0.0f) value += scaled * out_of(warp)[i];
       sum += scaled * states.sum[warp][head];
     }
     visit(head, i - head * head_dim, value, maximum, sum);
   }
 }
 
+/// Counts an arrival: what the block wrote before is seen by whoever counts after it.
+__device__ inline uint32_t arrive(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
+
 /// Hands the block's merged state on: to the output if the block has the whole (item, head, pass),
 /// else to the workspace, and if all other parts are there already, merges them in block order.
-template <int32_t Heads, class Policies, class Storage>
+template <int32_t Heads, class Policies, class Storage, class OutOf>
 __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
                              const attend_batch<Storage>& batch, const attend_workspace& workspace,
                              const attend_line& line, const attend_piece& piece,
-                             const block_states<Heads>& states, const float* out, int32_t passes,
+                             const block_states<Heads>& states, const OutOf& out_of, int32_t passes,
                              uint32_t* arrival) {
   const int32_t head_dim = layer.head_dim;
   const int32_t group = layer.group();
@@ -271,7 +281,7 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
   // A block leaves at most two partial states: one that continues an earlier block's, and one that
   // it begins.
   float* const mine = partial_of(static_cast<int32_t>(blockIdx.x), piece.first > 0);
-  merge_warps<Heads>(states, out, head_dim,
+  merge_warps<Heads>(states, out_of, head_dim,
                      [&](int32_t head, int32_t channel, float value, float maximum, float sum) {
                        if (whole) {
                          if (head < heads)
@@ -288,34 +298,34 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
   if (whole) return;
   const int32_t first_block = line.block_of(piece.line_begin);
   const int32_t last_block = line.block_of(piece.line_begin + piece.total - 1);
-  __threadfence();
-  __syncthreads();
   uint32_t* const counter =
       workspace.arrivals +
       (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + piece.pass;
-  if (threadIdx.x == 0) *arrival = atomicAdd(counter, 1u);
+  __syncthreads();
+  if (threadIdx.x == 0) *arrival = arrive(counter);
   __syncthreads();
   if (*arrival != static_cast<uint32_t>(last_block - first_block)) return;
-  __threadfence();
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < heads * head_dim; i += attend_threads) {
     const int32_t head = i / head_dim;
     const int32_t channel = i - head * head_dim;
-    float maximum = -INFINITY;
-    for (int32_t block = first_block; block <= last_block; ++block) {
-      maximum =
-          fmaxf(maximum, __ldcg(partial_of(block, block > first_block) + head * (head_dim + 2)));
-    }
+    softmax_state state;
     float value = 0.0f;
-    float sum = 0.0f;
+#pragma unroll 4
     for (int32_t block = first_block; block <= last_block; ++block) {
       const float* part = partial_of(block, block > first_block) + head * (head_dim + 2);
+      const float part_maximum = __ldcg(part);
       const float part_sum = __ldcg(part + 1);
-      const float factor = part_sum > 0.0f ? exp2f(__ldcg(part) - maximum) : 0.0f;
-      value += factor * __ldcg(part + 2 + channel);
-      sum += factor * part_sum;
+      const float part_value = __ldcg(part + 2 + channel);
+      if (!(part_sum > 0.0f)) continue;
+      const float maximum = fmaxf(state.maximum, part_maximum);
+      const float own = exp2f(state.maximum - maximum);
+      const float theirs = exp2f(part_maximum - maximum);
+      value = value * own + part_value * theirs;
+      state.sum = state.sum * own + part_sum * theirs;
+      state.maximum = maximum;
     }
-    write_output(layer, batch, piece.item, first_qo_head + head, channel, value, maximum, sum,
-                 kept);
+    write_output(layer, batch, piece.item, first_qo_head + head, channel, value, state.maximum,
+                 state.sum, kept);
   }
   if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
 }

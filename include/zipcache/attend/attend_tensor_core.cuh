@@ -38,8 +38,26 @@ inline constexpr bool uses_tensor_cores = tensor_core_class<Policies, token_clas
 
 /// Numbers of the kernel, with what they were measured to be best at.
 struct attend_tuning {
-  int32_t blocks_per_multiprocessor = 2;
+  int32_t blocks_per_multiprocessor = 4;
   int32_t stages = 2;  ///< tiles in a warp's ring
+};
+
+/// Queries folded with one segment's key parameters. Words of a lane are grouped by four, so that
+/// it reads its operands in 16-byte loads.
+template <int32_t HeadDim>
+struct query_set {
+  static constexpr int32_t quads = (query_words<HeadDim> + 3) / 4;
+  uint4 digits[num_token_classes][quads][32];
+  uint4 low_digits[num_token_classes][quads][32];  // in even columns; the odd ones are zero
+  float scale[num_token_classes][pass_heads];
+  float bias[num_token_classes][pass_heads];
+
+  __device__ uint32_t& digit_word(int32_t token_class_index, int32_t word, int32_t lane) {
+    return reinterpret_cast<uint32_t*>(&digits[token_class_index][word / 4][lane])[word % 4];
+  }
+  __device__ uint32_t& low_digit_word(int32_t token_class_index, int32_t word, int32_t lane) {
+    return reinterpret_cast<uint32_t*>(&low_digits[token_class_index][word / 4][lane])[word % 4];
+  }
 };
 
 template <class Policies, int32_t HeadDim>
@@ -48,29 +66,38 @@ struct attend_shared {
   using regular = tile_record<Policies, token_class::regular>;
   template <class Tile>
   static constexpr int64_t ring_tile_bytes() {
-    return has_pairs(Tile::key_bits) ? Tile::bytes(HeadDim)
-                                     : 0;  // 16-bit tiles are read from global memory
+    // 16-bit tiles are read from global memory.
+    return has_pairs(Tile::key_bits) ? Tile::bytes(HeadDim) : 0;
   }
   static constexpr int32_t stages = attend_tuning{}.stages;
   static constexpr int64_t slot_bytes =
-      most(ring_tile_bytes<salient>(), ring_tile_bytes<regular>());
-  static constexpr int32_t class_words = query_words<HeadDim> * 32;
+      most<int64_t>(most(ring_tile_bytes<salient>(), ring_tile_bytes<regular>()), 16);
 
-  struct query_set {
-    uint32_t digits[num_token_classes][class_words];
-    float scale[num_token_classes][pass_heads];
-    float bias[num_token_classes][pass_heads];
+  /// What a warp keeps once its ring is drained: the output of earlier segments, and the queries
+  /// of the segment that it works on alone. It lies over the ring's slots behind the first one.
+  struct kept_state {
+    float out[pass_heads][HeadDim];
+    query_set<HeadDim> set;
+  };
+  union warp_memory {
+    std::byte ring[stages][slot_bytes];
+    struct {
+      std::byte first_slot[slot_bytes];
+      alignas(16) kept_state kept;
+    };
+    __device__ warp_memory() {}
   };
 
+  alignas(128) warp_memory warps[attend_warps];
   alignas(16) float q[pass_heads][HeadDim];               // in base-2 units
+  query_set<HeadDim> set;                                 // of the prompt's segment
   alignas(16) uint32_t row_query[HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
-  alignas(16) query_set sets[attend_warps];
-  alignas(16) float out[attend_warps][pass_heads][HeadDim];
   float row_scale[pass_heads];
   block_states<pass_heads> states;
   int32_t counts[attend_warps][stages];
   uint32_t arrival;
-  alignas(128) std::byte ring[attend_warps][stages][slot_bytes > 0 ? slot_bytes : 16];
+
+  __device__ const float* out_of(int32_t warp) const { return &warps[warp].kept.out[0][0]; }
 };
 
 __device__ __forceinline__ void copy_16_bytes_async(void* shared, const void* global) {
@@ -142,13 +169,157 @@ struct lane_state {
   }
 };
 
+/// Lists tiles of both classes of some pages of one segment, and hands them out one by one: the
+/// salient tiles of up to 32 pages, then their regular ones, then the next pages. A warp works
+/// together on the list; every lane holds what there is to know of one tile.
+template <class Policies, class Storage, int32_t HeadDim>
+class tile_list {
+ public:
+  /// A warp's share of the tiles of pages [first, last).
+  __device__ tile_list(const device_layer<Policies, Storage>& layer, const page_entry* table,
+                       int32_t first, int32_t last, int32_t share, int32_t shares)
+      : layer_(layer), table_(table) {
+    const int32_t pages = last - first;
+    if (pages > 32 || shares == 1) {
+      // Many pages: whole ones for each warp.
+      first_ = first + static_cast<int32_t>(static_cast<int64_t>(pages) * share / shares);
+      last_ = first + static_cast<int32_t>(static_cast<int64_t>(pages) * (share + 1) / shares);
+      begin_pages(0, 1, 0, 1);
+    } else {
+      // Few pages: cut between tiles, and the rest of one class against the rest of the other.
+      first_ = first;
+      last_ = last;
+      begin_pages(share, shares, shares - 1 - share, shares);
+    }
+  }
+
+  __device__ bool empty() const { return taken_ == total(); }
+  __device__ bool is_salient() const { return taken_ < salient_; }
+  /// Byte offset of the next tile in the pool, and its number of tokens.
+  __device__ int64_t offset() const {
+    return static_cast<int64_t>(__shfl_sync(full_warp, tile_offset_, taken_ % 32)) * unit_bytes;
+  }
+  __device__ int32_t tokens() const { return __shfl_sync(full_warp, tile_tokens_, taken_ % 32); }
+  __device__ void advance() {
+    ++taken_;
+    if (empty()) {
+      first_ += 32;
+      begin_pages(0, 1, 0, 1);
+    } else if (taken_ % 32 == 0) {
+      describe_tiles(load_pages());
+    }
+  }
+
+ private:
+  static constexpr int32_t unit_bytes = 64;  // pages and tiles are multiples of it
+  static constexpr int32_t salient_bytes =
+      static_cast<int32_t>(tile_record<Policies, token_class::salient>::bytes(HeadDim));
+  static constexpr int32_t regular_bytes =
+      static_cast<int32_t>(tile_record<Policies, token_class::regular>::bytes(HeadDim));
+
+  /// The lane's page of the 32 at hand, and tiles of both classes up to and with it, packed in one
+  /// word (a page has less than 2^11 tiles).
+  struct lane_page {
+    page_entry entry;
+    uint32_t ends;
+  };
+
+  __device__ int32_t lane() const { return static_cast<int32_t>(threadIdx.x) % 32; }
+  __device__ int32_t total() const { return salient_ + regular_; }
+
+  __device__ lane_page load_pages() const {
+    lane_page page{};
+    if (first_ + lane() < last_) page.entry = table_[first_ + lane()];
+    page.ends = (salient_bytes > 0 ? static_cast<uint32_t>(page.entry.salient_tiles()) : 0u) |
+                (regular_bytes > 0 ? static_cast<uint32_t>(page.entry.regular_tiles()) : 0u) << 16;
+#pragma unroll
+    for (int32_t step = 1; step < 32; step *= 2) {
+      const uint32_t below = __shfl_up_sync(full_warp, page.ends, step);
+      if (lane() >= step) page.ends += below;
+    }
+    return page;
+  }
+
+  /// Begins with the 32 pages from first_ on, or with later ones if those have no tile. Of each
+  /// class only the given share is handed out.
+  __device__ void begin_pages(int32_t salient_share, int32_t salient_shares, int32_t regular_share,
+                              int32_t regular_shares) {
+    taken_ = 0;
+    salient_ = 0;
+    regular_ = 0;
+    for (; first_ < last_; first_ += 32) {
+      const lane_page page = load_pages();
+      const uint32_t ends = __shfl_sync(full_warp, page.ends, 31);
+      const int32_t salient = static_cast<int32_t>(ends & 0xffffu);
+      const int32_t regular = static_cast<int32_t>(ends >> 16);
+      salient_begin_ = salient * salient_share / salient_shares;
+      regular_begin_ = regular * regular_share / regular_shares;
+      salient_ = salient * (salient_share + 1) / salient_shares - salient_begin_;
+      regular_ = regular * (regular_share + 1) / regular_shares - regular_begin_;
+      if (total() == 0) continue;
+      describe_tiles(page);
+      break;
+    }
+  }
+
+  /// Lane i finds out about tile taken_ + i.
+  __device__ void describe_tiles(const lane_page& pages) {
+    const int32_t index = taken_ + lane();
+    const bool salient = index < salient_;
+    const uint32_t tile =
+        static_cast<uint32_t>(salient ? salient_begin_ + index : regular_begin_ + index - salient_);
+    // The first page whose count goes beyond the tile.
+    const auto end_of = [&](int32_t page) {
+      const uint32_t ends = __shfl_sync(full_warp, pages.ends, page);
+      return salient ? ends & 0xffffu : ends >> 16;
+    };
+    int32_t page = 0;
+#pragma unroll
+    for (int32_t step = 16; step > 0; step /= 2) {
+      if (end_of(page + step - 1) <= tile) page += step;
+    }
+    const uint32_t begin_of_page = end_of(most(page - 1, 0));
+    const int32_t in_page = static_cast<int32_t>(tile - (page > 0 ? begin_of_page : 0u));
+    const uint32_t number = __shfl_sync(full_warp, pages.entry.page, page);
+    const int32_t salient_tokens =
+        __shfl_sync(full_warp, static_cast<int32_t>(pages.entry.salient_tokens), page);
+    const int32_t regular_tokens =
+        __shfl_sync(full_warp, static_cast<int32_t>(pages.entry.regular_tokens), page);
+    const int32_t skipped = salient ? 0 : ceil_div(salient_tokens, tile_tokens) * salient_bytes;
+    const int32_t in_bytes = skipped + in_page * (salient ? salient_bytes : regular_bytes);
+    tile_offset_ = static_cast<uint32_t>(
+        (number * static_cast<uint64_t>(layer_.page_bytes) + static_cast<uint64_t>(in_bytes)) /
+        unit_bytes);
+    tile_tokens_ = (salient ? salient_tokens : regular_tokens) - in_page * tile_tokens;
+  }
+
+  const device_layer<Policies, Storage>& layer_;
+  const page_entry* table_;
+  int32_t first_;  // the pages at hand are [first_, first_ + 32), up to last_
+  int32_t last_;
+  int32_t taken_ = 0;
+  int32_t salient_ = 0;
+  int32_t regular_ = 0;
+  int32_t salient_begin_ = 0;
+  int32_t regular_begin_ = 0;
+  // Of the lane's tile:
+  uint32_t tile_offset_ = 0;
+  int32_t tile_tokens_ = 0;
+};
+
 /// One warp's view of a piece of work.
 template <class Policies, class Storage, int32_t HeadDim>
 class piece_worker {
  public:
   using shared_memory = attend_shared<Policies, HeadDim>;
-  using query_set = typename shared_memory::query_set;
+  using list = tile_list<Policies, Storage, HeadDim>;
   static constexpr int32_t blocks = HeadDim / 16;
+  static constexpr int salient_bits = Policies::template value_bits<token_class::salient>;
+  static constexpr int regular_bits = Policies::template value_bits<token_class::regular>;
+  static constexpr bool has_row_class = salient_bits == 16 || regular_bits == 16;
+  static_assert(!(has_pairs(salient_bits) && regular_bits == 16) &&
+                    !(salient_bits == 16 && has_pairs(regular_bits)),
+                "zipcache: the tensor core kernel takes codes or 16-bit values, not both");
 
   __device__ piece_worker(const device_layer<Policies, Storage>& layer,
                           const attend_batch<Storage>& batch, shared_memory& shared,
@@ -164,26 +335,40 @@ class piece_worker {
 
   /// Everything of the piece; at the end the warp's state is in shared memory.
   __device__ void run(const attend_batch<Storage>& batch) {
-    load_queries(batch);
-    float* const own_out = &shared_.out[warp_][0][0];
-    for (int32_t i = lane_; i < pass_heads * HeadDim; i += 32) own_out[i] = 0.0f;
-    state_.begin_segment();
-    __syncthreads();
-
     const int32_t pages_end = least(piece_.last, count_.pages);
     const int32_t prompt_end = least(pages_end, count_.prompt_pages);
+    const page_entry* table = layer_.table_of(sequence_, piece_.head);
+    state_.begin_segment();
     if (piece_.first < prompt_end) {
-      prepare_shared_set(0);
+      // The first tiles are on their way while the queries are prepared, and what preparing them
+      // needs is fetched before that.
+      prefetch_record(layer_.record_of(sequence_, 0, piece_.head));
+      list tiles(layer_, table, piece_.first, prompt_end, warp_, attend_warps);
+      if constexpr (!has_row_class) start_ring(tiles);
+      load_queries(batch);
       __syncthreads();
-      sweep_together(piece_.first, prompt_end, shared_.sets[0]);
-      __syncthreads();  // the set may be overwritten from here on
+      prepare_shared_set();
+      if (has_row_class || piece_.last > count_.pages) prepare_row_queries();
+      __syncthreads();
+      if constexpr (has_row_class) {
+        sweep_rows(tiles);
+        fold_rows();
+      } else {
+        sweep_codes<shared_memory::stages>(tiles, shared_.set);
+        end_segment(layer_.record_of(sequence_, 0, piece_.head));
+      }
+    } else {
+      load_queries(batch);
+      __syncthreads();
+      if (has_row_class || piece_.last > count_.pages) prepare_row_queries();
+      __syncthreads();
     }
     // Later segments are a few pages each; a warp takes whole ones, and then 16-bit tiles.
     int32_t unit = most(piece_.first, prompt_end);
     int32_t turn = 0;
     while (unit < pages_end) {
       const int32_t end = least(pages_end, layer_.segment_end_page(count_, unit));
-      if (turn++ % attend_warps == warp_) sweep_alone(unit, end);
+      if (turn++ % attend_warps == warp_) sweep_alone(table, unit, end);
       unit = end;
     }
     for (unit = most(piece_.first, count_.pages); unit < piece_.last; ++unit) {
@@ -193,7 +378,13 @@ class piece_worker {
   }
 
  private:
-  /// The queries of the pass as floats, and as (high, low) halves for 16-bit tiles. Whole block.
+  __device__ void prefetch_record(const std::byte* record) {
+    const int32_t offset = static_cast<int32_t>(threadIdx.x) * 128;
+    if (offset < segment_record<Policies>::bytes(HeadDim))
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(record + offset));
+  }
+
+  /// The queries of the pass as floats. Whole block.
   __device__ void load_queries(const attend_batch<Storage>& batch) {
     const int32_t group = layer_.group();
     const int32_t heads = least(pass_heads, group - piece_.pass * pass_heads);
@@ -205,7 +396,10 @@ class piece_worker {
          i += attend_threads) {
       shared_.q[i / HeadDim][i % HeadDim] = i < heads * HeadDim ? to_float(rows[i]) * factor : 0.0f;
     }
-    __syncthreads();
+  }
+
+  /// The queries as (high, low) halves, for 16-bit tiles. Whole block.
+  __device__ void prepare_row_queries() {
     if (warp_ < pass_heads) {
       float largest = 0.0f;
       for (int32_t channel = lane_; channel < HeadDim; channel += 32)
@@ -234,11 +428,12 @@ class piece_worker {
     }
   }
 
-  /// Folds one class's key parameters into one head's query: digits, scale and bias of the set. One
-  /// warp.
+  /// Folds one class's key parameters into one head's query: digits, scale and bias of the set.
+  /// One warp.
   template <token_class Class>
-  __device__ void prepare_head(query_set& set, const std::byte* record, int32_t head) {
+  __device__ void prepare_head(query_set<HeadDim>& set, const std::byte* record, int32_t head) {
     using granularity = typename Policies::key_quantizer_policy::granularity;
+    using records = segment_record<Policies>;
     constexpr int32_t index = Class == token_class::salient ? 0 : 1;
     constexpr int32_t rounds = (HeadDim / 4 + 31) / 32;
     float folded[rounds][4];
@@ -255,263 +450,237 @@ class piece_worker {
         const float q = shared_.q[head][channel];
         if constexpr (granularity::axis == parameter_axis::channel) {
           const auto pair = reinterpret_cast<const affine_params<Storage>*>(
-              record +
-              segment_record<Policies>::template key_pairs_offset<Class>(HeadDim))[channel];
+              record + records::template key_pairs_offset<Class>(HeadDim))[channel];
           folded[round][j] = q * to_float(pair.step);
           bias += q * to_float(pair.min);
         } else {
-          folded[round][j] = granularity::has_channel_magnitudes
-                                 ? q * to_float(reinterpret_cast<const Storage*>(
-                                           record + segment_record<Policies>::key_magnitudes_offset(
-                                                        HeadDim))[channel])
-                                 : q;
+          folded[round][j] = q;
+          if constexpr (granularity::has_channel_magnitudes) {
+            folded[round][j] *= to_float(reinterpret_cast<const Storage*>(
+                record + records::key_magnitudes_offset(HeadDim))[channel]);
+          }
           bias += folded[round][j];
         }
         largest = fmaxf(largest, fabsf(folded[round][j]));
       }
     }
+#pragma unroll
     for (int32_t lanes = 1; lanes < 32; lanes *= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, lanes));
       bias += __shfl_xor_sync(full_warp, bias, lanes);
     }
-    constexpr float digits_range = 32512.0f;  // 127 * 256: both digits stay within signed bytes
+    constexpr float digits_range = 8323072.0f;  // 127 * 2^16: all digits stay signed bytes
     const float inverse = largest > 0.0f ? digits_range / largest : 0.0f;
 #pragma unroll
     for (int32_t round = 0; round < rounds; ++round) {
       const int32_t quad = round * 32 + lane_;
       if (quad * 4 >= HeadDim) continue;
       uint32_t high = 0;
+      uint32_t middle = 0;
       uint32_t low = 0;
 #pragma unroll
       for (int32_t j = 0; j < 4; ++j) {
         const int32_t fixed = __float2int_rn(folded[round][j] * inverse);
-        const int32_t digit = (fixed + 128) >> 8;
+        const int32_t upper = (fixed + 128) >> 8;
+        const int32_t digit = (upper + 128) >> 8;
         high |= (static_cast<uint32_t>(digit) & 0xffu) << (8 * j);
-        low |= (static_cast<uint32_t>(fixed - digit * 256) & 0xffu) << (8 * j);
+        middle |= (static_cast<uint32_t>(upper - digit * 256) & 0xffu) << (8 * j);
+        low |= (static_cast<uint32_t>(fixed - upper * 256) & 0xffu) << (8 * j);
       }
       // Operand B: word `block` of lane 4 * g + t holds channels 16 * block + 4 * t .. + 3 of
       // column g.
-      uint32_t* const target = set.digits[index] + quad / 4 * 32 + quad % 4;
-      target[(2 * head) * 4] = high;
-      target[(2 * head + 1) * 4] = low;
+      const int32_t column = 2 * head * 4 + quad % 4;
+      set.digit_word(index, quad / 4, column) = high;
+      set.digit_word(index, quad / 4, column + 4) = middle;
+      set.low_digit_word(index, quad / 4, column) = low;
+      set.low_digit_word(index, quad / 4, column + 4) = 0;
     }
-    if (blocks % 2 == 1 && lane_ < 8)
-      set.digits[index][blocks * 32 + (2 * head + lane_ / 4) * 4 + lane_ % 4] = 0;
+    // The partner of a last block without one.
+    if (blocks % 2 == 1 && lane_ < 8) {
+      set.digit_word(index, blocks, 2 * head * 4 + lane_) = 0;
+      set.low_digit_word(index, blocks, 2 * head * 4 + lane_) = 0;
+    }
     if (lane_ == 0) {
-      set.scale[index][head] = largest / digits_range;
+      set.scale[index][head] = largest / digits_range * 256.0f;
       set.bias[index][head] = bias;
     }
   }
 
-  /// Whether classes have codes, so that queries must be folded.
   template <token_class Class>
-  static constexpr bool has_codes = has_pairs(Policies::template key_bits<Class>);
-
-  template <token_class Class>
-  __device__ void prepare_heads(query_set& set, const std::byte* record, int32_t first,
+  __device__ void prepare_heads(query_set<HeadDim>& set, const std::byte* record, int32_t first,
                                 int32_t step) {
-    if constexpr (has_codes<Class>) {
+    if constexpr (has_pairs(Policies::template key_bits<Class>)) {
       for (int32_t head = first; head < pass_heads; head += step)
         prepare_head<Class>(set, record, head);
     }
   }
 
-  /// A set for the whole block: warps 0..3 fold the salient class, 4..7 the regular one.
-  __device__ void prepare_shared_set(int32_t segment) {
-    const std::byte* record = layer_.record_of(sequence_, segment, piece_.head);
-    if (warp_ < pass_heads) {
-      prepare_heads<token_class::salient>(shared_.sets[0], record, warp_, pass_heads);
-    } else {
-      prepare_heads<token_class::regular>(shared_.sets[0], record, warp_ - pass_heads, pass_heads);
-    }
-  }
-
-  /// Pages [first, last) of the prompt's segment, shared by the block's warps.
-  __device__ void sweep_together(int32_t first, int32_t last, const query_set& set) {
-    sweep<token_class::salient>(first, last, set, warp_, attend_warps);
-    switch_class();
-    sweep<token_class::regular>(first, last, set, attend_warps - 1 - warp_, attend_warps);
-    end_segment(layer_.record_of(sequence_, 0, piece_.head));
+  /// The prompt's set, for the whole block: a warp folds one head at a time.
+  __device__ void prepare_shared_set() {
+    const std::byte* record = layer_.record_of(sequence_, 0, piece_.head);
+    prepare_heads<token_class::salient>(shared_.set, record, warp_, attend_warps);
+    prepare_heads<token_class::regular>(shared_.set, record, warp_, attend_warps);
   }
 
   /// Pages [first, last) of one later segment, by one warp.
-  __device__ void sweep_alone(int32_t first, int32_t last) {
-    query_set& set = shared_.sets[warp_];
-    const std::byte* record =
-        layer_.record_of(sequence_, layer_.segment_of_page(count_, first), piece_.head);
-    __syncwarp();
-    prepare_heads<token_class::salient>(set, record, 0, 1);
-    prepare_heads<token_class::regular>(set, record, 0, 1);
-    __syncwarp();
-    sweep<token_class::salient>(first, last, set, 0, 1);
-    switch_class();
-    sweep<token_class::regular>(first, last, set, 0, 1);
-    end_segment(record);
-  }
-
-  /// Where a class's tiles lie in a page, and how many tokens they have.
-  template <token_class Class>
-  __device__ int32_t tokens_of(page_entry entry) const {
-    return Class == token_class::salient ? entry.salient_tokens : entry.regular_tokens;
-  }
-  template <token_class Class>
-  __device__ const std::byte* tiles_of(page_entry entry) const {
-    const int64_t skipped =
-        Class == token_class::salient
-            ? 0
-            : entry.salient_tiles() * segment_shape<Policies>::salient_tile_bytes(HeadDim);
-    return layer_.page(entry.page) + skipped;
-  }
-
-  /// A position in the line of one class's tiles over pages.
-  template <token_class Class>
-  struct tile_cursor {
-    const page_entry* table;
-    int32_t page;
-    int32_t last_page;
-    int32_t tile;
-    page_entry entry;
-    page_entry next;  // loaded one page ahead
-
-    __device__ void start(const page_entry* entries, int32_t first, int32_t last,
-                          int32_t tile_in_page) {
-      table = entries;
-      page = first;
-      last_page = last;
-      tile = tile_in_page;
-      entry = page < last_page ? table[page] : page_entry{};
-      next = page + 1 < last_page ? table[page + 1] : page_entry{};
-    }
-    __device__ void next_page() {
-      ++page;
-      tile = 0;
-      entry = next;
-      next = page + 1 < last_page ? table[page + 1] : page_entry{};
-    }
-  };
-
-  /// Tiles of one class in pages [first, last), the `share`-th of `shares` parts of them.
-  template <token_class Class>
-  __device__ void sweep(int32_t first, int32_t last, const query_set& set, int32_t share,
-                        int32_t shares) {
-    if constexpr (!Policies::template evicts<Class>) {
-      const page_entry* table = layer_.table_of(sequence_, piece_.head);
-      const int32_t pages = last - first;
-      tile_cursor<Class> cursor;
-      int32_t tiles = INT32_MAX;
-      if (shares == 1) {
-        cursor.start(table, first, last, 0);
-      } else if (pages > 32) {
-        const int32_t begin = static_cast<int32_t>(static_cast<int64_t>(pages) * share / shares);
-        const int32_t end =
-            static_cast<int32_t>(static_cast<int64_t>(pages) * (share + 1) / shares);
-        cursor.start(table, first + begin, first + end, 0);
-      } else {
-        // Few pages: parts are cut between tiles. Lane j counts the tiles of page j.
-        const int32_t own =
-            lane_ < pages ? ceil_div(tokens_of<Class>(table[first + lane_]), tile_tokens) : 0;
-        int32_t inclusive = own;
-        for (int32_t step = 1; step < 32; step *= 2) {
-          const int32_t below = __shfl_up_sync(full_warp, inclusive, step);
-          if (lane_ >= step) inclusive += below;
-        }
-        const int32_t total = __shfl_sync(full_warp, inclusive, 31);
-        const int32_t begin = total * share / shares;
-        tiles = total * (share + 1) / shares - begin;
-        if (tiles == 0) return;
-        const int32_t page = __popc(__ballot_sync(full_warp, inclusive <= begin));
-        cursor.start(table, first + page, last,
-                     begin - __shfl_sync(full_warp, inclusive - own, page));
-      }
-      if constexpr (has_codes<Class>) {
-        sweep_codes<Class>(cursor, tiles, set);
-      } else {
-        sweep_rows<Class>(cursor, tiles);
-      }
-    }
-  }
-
-  /// Streams tiles through the warp's ring.
-  template <token_class Class>
-  __device__ void sweep_codes(tile_cursor<Class>& cursor, int32_t tiles, const query_set& set) {
-    using tile = tile_record<Policies, Class>;
-    constexpr int32_t index = Class == token_class::salient ? 0 : 1;
-    constexpr int32_t tile_bytes = static_cast<int32_t>(tile::bytes(HeadDim));
-    constexpr int32_t stages = shared_memory::stages;
-    uint32_t q[query_words<HeadDim>];
-#pragma unroll
-    for (int32_t i = 0; i < query_words<HeadDim>; ++i) q[i] = set.digits[index][i * 32 + lane_];
-    const float scale = set.scale[index][lane_ % 4];
-    const float bias = set.bias[index][lane_ % 4];
-
-    int32_t issued = 0;
-    // Starts copying the next tile; false when there is none.
-    const auto issue = [&](int32_t slot) {
-      while (cursor.page < cursor.last_page &&
-             cursor.tile * tile_tokens >= tokens_of<Class>(cursor.entry))
-        cursor.next_page();
-      const bool some = issued < tiles && cursor.page < cursor.last_page;
-      if (some) {
-        const std::byte* source =
-            tiles_of<Class>(cursor.entry) + static_cast<int64_t>(cursor.tile) * tile_bytes;
-        std::byte* target = shared_.ring[warp_][slot];
-#pragma unroll
-        for (int32_t offset = 0; offset < tile_bytes; offset += 512) {
-          if (offset + 512 <= tile_bytes || offset + lane_ * 16 < tile_bytes)
-            copy_16_bytes_async(target + offset + lane_ * 16, source + offset + lane_ * 16);
-        }
-        if (lane_ == 0)
-          shared_.counts[warp_][slot] =
-              least(tile_tokens, tokens_of<Class>(cursor.entry) - cursor.tile * tile_tokens);
-        ++cursor.tile;
-        ++issued;
-      }
-      commit_copies();
-      return some;
-    };
-    __syncwarp();
-    int32_t pending = 0;
-#pragma unroll
-    for (int32_t i = 0; i < stages - 1; ++i) pending += issue(i) ? 1 : 0;
-    for (int32_t slot = 0; pending > 0; --pending) {
-      wait_for_copies<stages - 2>();
+  __device__ void sweep_alone(const page_entry* table, int32_t first, int32_t last) {
+    list tiles(layer_, table, first, last, 0, 1);
+    if constexpr (has_row_class) {
+      sweep_rows(tiles);
+      fold_rows();
+    } else {
+      // What is kept lies over the ring's other slots, so here the ring has one.
+      query_set<HeadDim>& set = shared_.warps[warp_].kept.set;
+      const std::byte* record =
+          layer_.record_of(sequence_, layer_.segment_of_page(count_, first), piece_.head);
       __syncwarp();
-      pending += issue(slot == 0 ? stages - 1 : slot - 1) ? 1 : 0;
-      attend_codes<Class>(shared_.ring[warp_][slot], shared_.counts[warp_][slot], q, scale, bias);
-      slot = slot + 1 == stages ? 0 : slot + 1;
+      prepare_heads<token_class::salient>(set, record, 0, 1);
+      prepare_heads<token_class::regular>(set, record, 0, 1);
+      __syncwarp();
+      sweep_codes<1>(tiles, set);
+      end_segment(record);
+    }
+  }
+
+  /// Starts copying the next tile into a slot. A group is committed even if there is none.
+  __device__ __forceinline__ bool issue(list& tiles, int32_t slot) {
+    const bool some = !tiles.empty();
+    if (some) {
+      std::byte* target = shared_.warps[warp_].ring[slot] + lane_ * 16;
+      const std::byte* source = layer_.pages + tiles.offset() + lane_ * 16;
+      if (tiles.is_salient()) {
+        copy_tile<token_class::salient>(target, source);
+      } else {
+        copy_tile<token_class::regular>(target, source);
+      }
+      const int32_t tokens = tiles.tokens();
+      if (lane_ == 0) {
+        shared_.counts[warp_][slot] =
+            least(tokens, tile_tokens) | (tiles.is_salient() ? 0 : regular_mark);
+      }
+      tiles.advance();
+    }
+    commit_copies();
+    return some;
+  }
+  static constexpr int32_t regular_mark = 256;
+
+  template <token_class Class>
+  __device__ __forceinline__ void copy_tile(std::byte* target, const std::byte* source) {
+    constexpr int32_t bytes =
+        has_pairs(Policies::template key_bits<Class>)
+            ? static_cast<int32_t>(tile_record<Policies, Class>::bytes(HeadDim))
+            : 0;
+#pragma unroll
+    for (int32_t offset = 0; offset < bytes; offset += 512) {
+      if (offset + 512 <= bytes || offset + lane_ * 16 < bytes)
+        copy_16_bytes_async(target + offset, source + offset);
+    }
+  }
+
+  __device__ __forceinline__ void start_ring(list& tiles) {
+    pending_ = 0;
+#pragma unroll
+    for (int32_t slot = 0; slot < shared_memory::stages - 1; ++slot)
+      pending_ += issue(tiles, slot) ? 1 : 0;
+  }
+
+  /// Streams tiles through the warp's ring of `Stages` slots; with more than one, it was started.
+  template <int32_t Stages>
+  __device__ __forceinline__ void sweep_codes(list& tiles, const query_set<HeadDim>& set) {
+    bool salient = salient_bits > 0;  // the class whose field places the sums carry
+    if (Stages == 1) pending_ = issue(tiles, 0) ? 1 : 0;
+    for (int32_t slot = 0; pending_ > 0; --pending_) {
+      wait_for_copies<(Stages > 1 ? Stages - 2 : 0)>();
+      __syncwarp();
+      if (Stages > 1) pending_ += issue(tiles, slot == 0 ? Stages - 1 : slot - 1) ? 1 : 0;
+      const int32_t mark = shared_.counts[warp_][slot];
+      const int32_t count = mark & (regular_mark - 1);
+      const std::byte* tile = shared_.warps[warp_].ring[slot];
+      if (mark < regular_mark) {
+        if constexpr (has_pairs(salient_bits)) {
+          if (!salient) change_places<regular_bits, salient_bits>();
+          attend_codes<token_class::salient>(tile, count, set);
+        }
+        salient = true;
+      } else {
+        if constexpr (has_pairs(regular_bits)) {
+          if (salient) change_places<salient_bits, regular_bits>();
+          attend_codes<token_class::regular>(tile, count, set);
+        }
+        salient = false;
+      }
+      slot = slot + 1 == Stages ? 0 : slot + 1;
+      if (Stages == 1) {
+        __syncwarp();
+        pending_ += issue(tiles, 0) ? 1 : 0;
+      }
     }
     wait_for_copies<0>();
     __syncwarp();
+    if (salient) change_places<salient_bits, regular_bits>();
+  }
+
+  /// From the field places of one class to those of the other.
+  template <int From, int To>
+  __device__ __forceinline__ void change_places() {
+    if constexpr (has_pairs(From) && has_pairs(To) && From != To) {
+#pragma unroll
+      for (int32_t block = 0; block < blocks; ++block) {
+#pragma unroll
+        for (int32_t i = 0; i < 4; ++i) {
+          constexpr float unit = 1.0f;
+          const float factor = output_factor<To>(block, i / 2) / output_factor<From>(block, i / 2);
+          if (factor != unit) state_.sums[block][i] *= factor;
+        }
+      }
+    }
   }
 
   /// One tile of codes in shared memory.
   template <token_class Class>
   __device__ __forceinline__ void attend_codes(const std::byte* tile_bytes, int32_t count,
-                                               const uint32_t (&q)[query_words<HeadDim>],
-                                               float scale, float bias) {
+                                               const query_set<HeadDim>& set) {
     using tile = tile_record<Policies, Class>;
     constexpr bool keys_by_token =
         Policies::key_quantizer_policy::granularity::axis == parameter_axis::token;
+    constexpr int32_t index = Class == token_class::salient ? 0 : 1;
     const int32_t row = lane_ / 4;
     int32_t sums[2][4];
-    score_codes<tile::key_bits, HeadDim>(tile_bytes, lane_, q, sums);
+    int32_t low[2][4];
+    {
+      uint32_t q[query_set<HeadDim>::quads * 4];
+      uint32_t q_low[query_set<HeadDim>::quads * 4];
+#pragma unroll
+      for (int32_t i = 0; i < query_set<HeadDim>::quads; ++i) {
+        split_words(set.digits[index][i][lane_], q + 4 * i);
+        split_words(set.low_digits[index][i][lane_], q_low + 4 * i);
+      }
+      score_codes<tile::key_bits, HeadDim>(tile_bytes, lane_, q, q_low, sums, low);
+    }
+    const float scale = set.scale[index][lane_ % 4];
+    const float bias = set.bias[index][lane_ % 4];
     float scores[4];
     const uint4 value_pairs =
         reinterpret_cast<const uint4*>(tile_bytes + tile::value_pairs_offset(HeadDim))[row];
     uint4 key_pairs{};
-    if constexpr (keys_by_token)
+    if constexpr (keys_by_token) {
       key_pairs = reinterpret_cast<const uint4*>(tile_bytes + tile::key_pairs_offset(HeadDim))[row];
+    }
     float steps[4];
     float mins[4];
 #pragma unroll
     for (int32_t octet = 0; octet < 4; ++octet) {
-      const int32_t dot = sums[octet / 2][octet % 2 * 2] * 256 + sums[octet / 2][octet % 2 * 2 + 1];
+      const int32_t upper =
+          sums[octet / 2][octet % 2 * 2] * 256 + sums[octet / 2][octet % 2 * 2 + 1];
+      const float dot = fmaf(static_cast<float>(low[octet / 2][octet % 2 * 2]), 1.0f / 256.0f,
+                             static_cast<float>(upper));
       const float octet_scale = scale * (1.0f / score_factor<tile::key_bits>(octet));
       if constexpr (keys_by_token) {
         const float2 pair = widen_pair(word_of(key_pairs, octet));
-        scores[octet] = fmaf(static_cast<float>(dot) * octet_scale, pair.x, pair.y * bias);
+        scores[octet] = fmaf(dot * octet_scale, pair.x, pair.y * bias);
       } else {
-        scores[octet] = fmaf(static_cast<float>(dot), octet_scale, bias);
+        scores[octet] = fmaf(dot, octet_scale, bias);
       }
       const float2 pair = widen_pair(word_of(value_pairs, octet));
       steps[octet] = pair.x;
@@ -544,6 +713,12 @@ class piece_worker {
                                                 lane_, weights, state_.sums);
   }
 
+  __device__ __forceinline__ static void split_words(const uint4& four, uint32_t* words) {
+    words[0] = four.x;
+    words[1] = four.y;
+    words[2] = four.z;
+    words[3] = four.w;
+  }
   __device__ static uint32_t word_of(const uint4& words, int32_t index) {
     return index == 0 ? words.x : (index == 1 ? words.y : (index == 2 ? words.z : words.w));
   }
@@ -553,19 +728,11 @@ class piece_worker {
   }
 
   /// Tiles of a class that is kept in 16 bits.
-  template <token_class Class>
-  __device__ void sweep_rows(tile_cursor<Class>& cursor, int32_t tiles) {
-    constexpr int64_t tile_bytes = tile_record<Policies, Class>::bytes(HeadDim);
-    for (int32_t done = 0; done < tiles; ++done) {
-      while (cursor.page < cursor.last_page &&
-             cursor.tile * tile_tokens >= tokens_of<Class>(cursor.entry))
-        cursor.next_page();
-      if (cursor.page >= cursor.last_page) break;
-      const int32_t count = tokens_of<Class>(cursor.entry) - cursor.tile * tile_tokens;
-      attend_rows_tile(reinterpret_cast<const Storage*>(tiles_of<Class>(cursor.entry) +
-                                                        cursor.tile * tile_bytes),
+  __device__ void sweep_rows(list& tiles) {
+    for (; !tiles.empty(); tiles.advance()) {
+      const int32_t count = tiles.tokens();
+      attend_rows_tile(reinterpret_cast<const Storage*>(layer_.pages + tiles.offset()),
                        [&](int32_t token) { return token < count; });
-      ++cursor.tile;
     }
   }
 
@@ -575,8 +742,8 @@ class piece_worker {
     const int32_t slots = layer_.window_tiles * tile_tokens;
     if (index < in_window) {
       attend_rows_tile(layer_.window_tile(sequence_, piece_.head, index), [&](int32_t token) {
-        int32_t age =
-            index * tile_tokens + token - count_.window_first;  // 0 is the window's oldest token
+        // 0 is the window's oldest token.
+        int32_t age = index * tile_tokens + token - count_.window_first;
         if (age < 0) age += slots;
         return age < visible_window_;
       });
@@ -624,48 +791,22 @@ class piece_worker {
                                       valid_pairs);
   }
 
-  /// From salient to regular tiles of one segment: the place of the fields changes.
-  __device__ void switch_class() {
-    constexpr int from = Policies::template value_bits<token_class::salient>;
-    constexpr int to = Policies::template value_bits<token_class::regular>;
-    if constexpr (from == 16 && has_pairs(to)) {
-      fold_rows();
-    } else if constexpr (has_pairs(from) && has_pairs(to) && from != to) {
-#pragma unroll
-      for (int32_t block = 0; block < blocks; ++block) {
-#pragma unroll
-        for (int32_t i = 0; i < 4; ++i)
-          state_.sums[block][i] *=
-              output_factor<to>(block, i / 2) / output_factor<from>(block, i / 2);
-      }
-    }
-  }
-
-  /// The segment's output goes to shared memory, with what was left out of the inner loop.
+  /// The segment's output goes to what the warp keeps, with what was left out of the inner loop.
+  /// The ring must be drained.
   __device__ void end_segment(const std::byte* record) {
-    constexpr int salient_bits = Policies::template value_bits<token_class::salient>;
-    constexpr int regular_bits = Policies::template value_bits<token_class::regular>;
-    // The layout that the sums are in now.
+    using granularity = typename Policies::value_quantizer_policy::granularity;
     constexpr int last_bits = has_pairs(regular_bits) ? regular_bits : salient_bits;
-    if constexpr (regular_bits == 16 || (salient_bits == 16 && regular_bits == 0)) {
-      if constexpr (has_pairs(salient_bits))
-        static_assert(!has_pairs(salient_bits),
-                      "zipcache: a class of codes comes before a class of 16 bits");
-      fold_rows();
-    } else {
-      using granularity = typename Policies::value_quantizer_policy::granularity;
-      const Storage* magnitudes = reinterpret_cast<const Storage*>(
-          record + segment_record<Policies>::value_magnitudes_offset(HeadDim));
-      const float zero = sum_over_rows(state_.zero);
-      const float inverse = 16777216.0f / state_.value_scale;
-      fold([&](int32_t block, int32_t octet, float sum) {
-        const float value =
-            fmaf(sum, inverse * (1.0f / output_factor<last_bits>(block, octet)), zero);
-        return granularity::has_channel_magnitudes
-                   ? value * to_float(magnitudes[block * 16 + octet * 8 + lane_ / 4])
-                   : value;
-      });
-    }
+    const Storage* magnitudes = reinterpret_cast<const Storage*>(
+        record + segment_record<Policies>::value_magnitudes_offset(HeadDim));
+    const float zero = sum_over_rows(state_.zero);
+    const float inverse = 16777216.0f / state_.value_scale;
+    fold([&](int32_t block, int32_t octet, float sum) {
+      const float value =
+          fmaf(sum, inverse * (1.0f / output_factor<last_bits>(block, octet)), zero);
+      return granularity::has_channel_magnitudes
+                 ? value * to_float(magnitudes[block * 16 + octet * 8 + lane_ / 4])
+                 : value;
+    });
   }
   __device__ void fold_rows() {
     fold([](int32_t, int32_t, float sum) { return sum; });
@@ -678,32 +819,30 @@ class piece_worker {
 
   template <class Value>
   __device__ void fold(Value&& value_of) {
-    float* const out = shared_.out[warp_][lane_ % 4];
-    const float kept = state_.stored_maximum > -INFINITY
-                           ? exp2_unit(state_.stored_maximum - state_.maximum)
-                           : 0.0f;
+    float* const out = shared_.warps[warp_].kept.out[lane_ % 4];
+    const bool first = !(state_.stored_maximum > -INFINITY);
+    const float kept = first ? 0.0f : exp2_unit(state_.stored_maximum - state_.maximum);
 #pragma unroll
     for (int32_t block = 0; block < blocks; ++block) {
 #pragma unroll
       for (int32_t octet = 0; octet < 2; ++octet) {
         float& target = out[block * 16 + octet * 8 + lane_ / 4];
-        target = target * kept +
-                 value_of(block, octet,
-                          state_.sums[block][2 * octet] + state_.sums[block][2 * octet + 1]);
+        const float value = value_of(
+            block, octet, state_.sums[block][2 * octet] + state_.sums[block][2 * octet + 1]);
+        target = first ? value : fmaf(target, kept, value);
       }
     }
     state_.stored_maximum = state_.maximum;
     state_.begin_segment();
   }
 
-  /// The warp's maximum and sum; the output may still stand against an older maximum.
+  /// The warp's maximum and sum; the output stands against the maximum.
   __device__ void publish() {
     const float sum = sum_over_rows(state_.sum);
     if (lane_ < pass_heads) {
       shared_.states.maximum[warp_][lane_] = state_.maximum;
       shared_.states.sum[warp_][lane_] = sum;
     }
-    if (state_.stored_maximum < state_.maximum && state_.stored_maximum > -INFINITY) fold_rows();
     __syncthreads();
   }
 
@@ -715,6 +854,7 @@ class piece_worker {
   int32_t visible_window_;
   int32_t warp_;
   int32_t lane_;
+  int32_t pending_ = 0;
   lane_state<HeadDim> state_;
 };
 
@@ -740,8 +880,9 @@ static __global__ void __launch_bounds__(attend_threads, attend_tuning{}.blocks_
     const sequence_counts count = layer.counts[batch.sequences[piece.item]];
     piece_worker<Policies, Storage, HeadDim> worker(layer, batch, shared, piece, count);
     worker.run(batch);
-    finish_piece<pass_heads>(layer, batch, workspace, line, piece, shared.states,
-                             &shared.out[0][0][0], passes, &shared.arrival);
+    finish_piece<pass_heads>(
+        layer, batch, workspace, line, piece, shared.states,
+        [&](int32_t warp) { return shared.out_of(warp); }, passes, &shared.arrival);
     __syncthreads();
     unit += piece.last - piece.first;
   }

@@ -1,9 +1,10 @@
 // Attention over one tile on tensor cores, straight from packed codes. Codes lie in operand order
 // (store/layout.hpp), so a masked word is an operand:
 //   scores  m16n8k32 on bytes: rows are tokens, columns are 4 query heads x 2 digits. The query,
-//   with the keys' steps
-//           folded in, is a 16-bit fixed-point number in two signed bytes (relative error 2^-16 of
-//           its largest channel).
+//   with
+//           the keys' steps folded in, is a 24-bit fixed-point number in three signed bytes (error
+//           2^-24 of its largest channel; two bytes would let one outlier channel spoil the
+//           others); the third digit takes a second instruction on the same operands.
 //   output  m16n8k16 on halves: rows are channels, columns are 4 heads x (high, low) halves of the
 //   probability. A code
 //           masked into the low bits of a half is a subnormal number, exactly code * 2^-24.
@@ -123,12 +124,12 @@ __host__ __device__ constexpr float output_factor(int32_t block, int32_t octet) 
 template <int32_t HeadDim>
 inline constexpr int32_t query_words = (HeadDim + 31) / 32 * 2;
 
-/// Integer scores of 32 tokens: sums[half][0, 1] are the digits' sums of token 16 * half + g, [2,
-/// 3] of g + 8.
+/// Integer scores of 32 tokens: sums[half][0, 1] are the sums of the high and middle digit of token
+/// 16 * half + g, [2, 3] of g + 8; low[half][0] and [2] are those of the low digit.
 template <int Bits, int32_t HeadDim>
-__device__ __forceinline__ void score_codes(const void* tile, int32_t lane,
-                                            const uint32_t (&q)[query_words<HeadDim>],
-                                            int32_t (&sums)[2][4]) {
+__device__ __forceinline__ void score_codes(const void* tile, int32_t lane, const uint32_t* q,
+                                            const uint32_t* q_low, int32_t (&sums)[2][4],
+                                            int32_t (&low)[2][4]) {
   constexpr int32_t blocks = HeadDim / 16;
   constexpr int32_t lane_words = key_layout<Bits>::words_per_lane(HeadDim);
   uint32_t words[lane_words];
@@ -136,25 +137,36 @@ __device__ __forceinline__ void score_codes(const void* tile, int32_t lane,
 #pragma unroll
   for (int32_t half_tile = 0; half_tile < 2; ++half_tile) {
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) sums[half_tile][i] = 0;
+    for (int32_t i = 0; i < 4; ++i) {
+      sums[half_tile][i] = 0;
+      low[half_tile][i] = 0;
+    }
 #pragma unroll
     for (int32_t step = 0; step < (blocks + 1) / 2; ++step) {
+      // The first 16 channels of the step, and the last 16 if there are any.
       const bool pair = 2 * step + 1 < blocks;
+      const int32_t second = least(2 * step + 1, blocks - 1);
+      uint32_t a[4];
       if constexpr (Bits == 4) {
-        const uint32_t low = words[half_tile * blocks + 2 * step];
-        const uint32_t high =
-            pair ? words[half_tile * blocks + least(2 * step + 1, blocks - 1)] : 0u;
-        mma_bytes(sums[half_tile], low & 0x0f0f0f0fu, low & 0xf0f0f0f0u, high & 0x0f0f0f0fu,
-                  high & 0xf0f0f0f0u, q[2 * step], q[2 * step + 1]);
+        const uint32_t x = words[half_tile * blocks + 2 * step];
+        const uint32_t y = pair ? words[half_tile * blocks + second] : 0u;
+        a[0] = x & 0x0f0f0f0fu;
+        a[1] = x & 0xf0f0f0f0u;
+        a[2] = y & 0x0f0f0f0fu;
+        a[3] = y & 0xf0f0f0f0u;
       } else {
         static_assert(Bits == 2, "zipcache: tensor core scores take 2 or 4 bits");
-        const uint32_t low = words[2 * step];
-        const uint32_t high = pair ? words[least(2 * step + 1, blocks - 1)] : 0u;
+        const uint32_t x = words[2 * step];
+        const uint32_t y = pair ? words[second] : 0u;
         const uint32_t even = half_tile == 0 ? 0x03030303u : 0x30303030u;
         const uint32_t odd = half_tile == 0 ? 0x0c0c0c0cu : 0xc0c0c0c0u;
-        mma_bytes(sums[half_tile], low & even, low & odd, high & even, high & odd, q[2 * step],
-                  q[2 * step + 1]);
+        a[0] = x & even;
+        a[1] = x & odd;
+        a[2] = y & even;
+        a[3] = y & odd;
       }
+      mma_bytes(sums[half_tile], a[0], a[1], a[2], a[3], q[2 * step], q[2 * step + 1]);
+      mma_bytes(low[half_tile], a[0], a[1], a[2], a[3], q_low[2 * step], q_low[2 * step + 1]);
     }
   }
 }

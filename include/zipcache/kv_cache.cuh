@@ -1,0 +1,779 @@
+// The class a user holds, on CUDA: the same sequences, policies and bytes as kv_cache.hpp, in
+// device memory.
+//   prefill -> (append -> attend) ... on the caller's stream; nothing synchronizes but `check` and
+//   `read_length`.
+// append and attend allocate nothing and may be captured in a graph that is replayed while
+// sequences grow: reserve() pages for as far as they may grow, capture one step, replay it, and
+// tell the host with note_replays().
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <set>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <zipcache/attend/attend.cuh>
+#include <zipcache/core/workspace.cuh>
+#include <zipcache/kv_cache.hpp>
+#include <zipcache/saliency/saliency.cuh>
+#include <zipcache/select/select.cuh>
+#include <zipcache/store/dequantize.cuh>
+#include <zipcache/store/store.cuh>
+#include <zipcache/stream/device_pages.cuh>
+#include <zipcache/stream/device_rows.cuh>
+#include <zipcache/stream/probe_plan.hpp>
+#include <zipcache/stream/stream.cuh>
+
+namespace zipcache {
+
+/// What a cache in device memory is sized for; all of it is allocated at once.
+struct device_limits {
+  int32_t max_sequences = 1;
+  int64_t max_tokens = 4096;  ///< of one sequence
+};
+
+/// @brief A fixed list of sequences in device memory, for calls that must not allocate. Made by
+/// kv_cache::make_batch.
+class sequence_list {
+ public:
+  sequence_list(cudaStream_t stream, std::vector<sequence_id> sequences)
+      : sequences_(std::move(sequences)), indices_(sequences_.size()) {
+    std::vector<uint32_t> words;
+    for (const sequence_id sequence : sequences_) words.push_back(sequence.index);
+    detail::write_words(stream, reinterpret_cast<uint32_t*>(indices_.data()), words);
+  }
+  std::span<const sequence_id> sequences() const { return sequences_; }
+  int32_t size() const { return static_cast<int32_t>(sequences_.size()); }
+  const int32_t* device_indices() const { return indices_.data(); }
+
+ private:
+  std::vector<sequence_id> sequences_;
+  detail::device_array<int32_t> indices_;
+};
+
+/// @brief A compressed KV cache of many sequences over all layers of a model, in device memory.
+///
+/// Tensors are device memory, contiguous where a pointer is asked for. Results are valid in the
+/// stream after the call. Host-side errors throw before any launch; what only the device can see (a
+/// value that is not finite, probes that were not attended, pages not reserved in a replayed graph)
+/// is kept in a status word that `check` reports.
+template <class Element, class Policies>
+class kv_cache<Element, Policies, cuda_backend> {
+  static_assert(std::is_same_v<Element, half> || std::is_same_v<Element, bfloat16>,
+                "zipcache: kv_cache on cuda_backend takes zipcache::half or zipcache::bfloat16");
+  static_assert(detail::policy_list<Policies>::size == 1 &&
+                    !std::is_same_v<Policies, policy_table<Policies>>,
+                "zipcache: kv_cache on cuda_backend takes one set of policies");
+
+ public:
+  using element = Element;
+  using layer_type = device_layer<Policies, Element>;
+
+  /// @throws argument_error  a shape, option or limit out of range; no GPU, or one older than sm_80
+  /// @throws cuda_error  not enough device memory
+  kv_cache(const cache_shape& shape, const device_limits& limits, const cache_options& options = {},
+           cuda_backend backend = {})
+      : shape_(shape), limits_(limits), backend_(backend), ledger_(0) {
+    detail::check_shape(shape);
+    detail::check_granularity<typename Policies::key_quantizer_policy::granularity>(shape.head_dim);
+    detail::check_granularity<typename Policies::value_quantizer_policy::granularity>(
+        shape.head_dim);
+    detail::require_between("max_sequences", limits.max_sequences, 1, 1 << 20);
+    detail::require_between("max_tokens", limits.max_tokens, int64_t{1}, int64_t{1} << 30);
+    detail::require(options.layer_policy.empty(),
+                    "layer_policy needs a policy_table, which the CUDA backend does not take");
+    options_ = detail::resolve<Policies>(options);
+    detail::check_device();
+    allocate(options);
+  }
+
+  const cache_shape& shape() const { return shape_; }
+  int64_t page_bytes() const { return layers_[0].page_bytes; }
+  int64_t num_available_pages() const { return ledger_.num_available(); }
+  /// The device view of a layer, for callers of the stages.
+  const layer_type& layer(int32_t index) const { return layers_[static_cast<size_t>(index)]; }
+  cuda_backend backend() const { return backend_; }
+
+  /// @brief A new, empty sequence.
+  /// @throws capacity_error  max_sequences are there
+  sequence_id create() {
+    if (free_slots_.empty()) {
+      throw capacity_error(
+          "zipcache: all " + std::to_string(limits_.max_sequences) +
+          " sequences of the cache are in use; raise device_limits::max_sequences or release some");
+    }
+    const uint32_t index = free_slots_.back();
+    free_slots_.pop_back();
+    slot& created = slots_[index];
+    created.used = true;
+    created.layers.assign(static_cast<size_t>(shape_.num_layers), layer_mirror{});
+    const sequence_id sequence{index, created.generation};
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      set_counts(layer, index, sequence_counts{});
+      detail::forget_pages(backend_.stream, layers_[static_cast<size_t>(layer)],
+                           static_cast<int32_t>(index), 0);
+      plan_probes(sequence, layer);
+    }
+    return sequence;
+  }
+
+  /// @brief Forgets a sequence; its pages are free for calls that follow in the stream.
+  void release(sequence_id sequence) {
+    slot& released = slot_of(sequence);
+    for (const layer_mirror& mirror : released.layers) {
+      for (const uint32_t page : mirror.pages) ledger_.give_back(page);
+    }
+    released.layers.clear();
+    released.used = false;
+    ++released.generation;
+    free_slots_.push_back(sequence.index);
+  }
+
+  /// @brief A copy that goes its own way: compressed pages are shared, everything else is copied.
+  sequence_id fork(sequence_id sequence) {
+    const slot& source = slot_of(sequence);
+    const sequence_id copy = create();
+    slot& target = slots_[copy.index];
+    const int32_t heads = shape_.num_kv_heads;
+    for (int32_t index = 0; index < shape_.num_layers; ++index) {
+      const layer_type& layer = layers_[static_cast<size_t>(index)];
+      const layer_mirror& from = source.layers[static_cast<size_t>(index)];
+      layer_mirror& to = target.layers[static_cast<size_t>(index)];
+      to.counts = from.counts;
+      to.begin = from.begin;
+      to.pages.assign(from.pages.begin(), from.pages.begin() + int64_t{from.counts.pages} * heads);
+      for (const uint32_t page : to.pages) ledger_.share(page);
+      const auto copy_slot = [&](auto* array, int64_t elements) {
+        detail::check_cuda(
+            "cudaMemcpyAsync",
+            cudaMemcpyAsync(array + copy.index * elements, array + sequence.index * elements,
+                            static_cast<size_t>(elements) * sizeof(*array),
+                            cudaMemcpyDeviceToDevice, backend_.stream));
+      };
+      copy_slot(layer.table, int64_t{heads} * layer.max_pages);
+      copy_slot(layer.records, int64_t{layer.max_segments} * heads * layer.record_bytes());
+      copy_slot(layer.bitmaps, int64_t{heads} * layer.bitmap_words);
+      copy_slot(layer.window, int64_t{heads} * layer.window_tiles * layer.row_tile_elements());
+      copy_slot(layer.sink_rows, int64_t{heads} * layer.sink_tiles * layer.row_tile_elements());
+      copy_slot(layer.counts, 1);
+      if constexpr (Policies::needs_probes) {
+        copy_slot(layer.probes.recorded, layer.probes.mask_words);
+        copy_slot(layer.probes.q,
+                  int64_t{layer.probes.max_kept} * layer.num_qo_heads * layer.head_dim);
+        copy_slot(layer.probes.lse, int64_t{layer.probes.max_kept} * layer.num_qo_heads);
+        copy_slot(const_cast<uint32_t*>(layer.probes.planned),
+                  int64_t{layer.probes.max_intervals} * layer.probes.mask_words);
+      }
+      // Pages that the source has reserved and not filled are its own.
+      detail::forget_pages(backend_.stream, layer, static_cast<int32_t>(copy.index),
+                           from.counts.pages);
+    }
+    return copy;
+  }
+
+  int64_t length(sequence_id sequence, int32_t layer = 0) const {
+    return mirror_of(sequence, layer).counts.sealed + mirror_of(sequence, layer).counts.window;
+  }
+  int64_t sealed_length(sequence_id sequence, int32_t layer = 0) const {
+    return mirror_of(sequence, layer).counts.sealed;
+  }
+
+  /// @brief Compresses a whole prompt.
+  /// @param[in] q  [num_qo_heads, n, head_dim]; may be empty if the policies need no probes
+  /// @param[in] k, v  [num_kv_heads, n, head_dim], rows aligned to 16 bytes
+  /// @param[in] options  lse [n, num_qo_heads] in device memory; chunks are not taken: prompt_len
+  /// is 0 or n Takes temporary memory from the stream's pool. Not for capture.
+  /// @throws state_error  the sequence has tokens
+  void prefill(sequence_id sequence, int32_t layer, tensor_view<const Element> q,
+               tensor_view<const Element> k, tensor_view<const Element> v,
+               const prefill_options& options = {}) {
+    layer_mirror& mirror = mirror_of(sequence, layer);
+    const int64_t n = k.num_tokens;
+    if (length(sequence, layer) > 0)
+      throw state_error("zipcache: prefill needs an empty sequence; this one has " +
+                        std::to_string(length(sequence, layer)) + " tokens (append continues it)");
+    check_view("k", k, shape_.num_kv_heads);
+    check_view("v", v, shape_.num_kv_heads);
+    detail::require_equal("v.num_tokens", v.num_tokens, n);
+    detail::require_between("k.num_tokens", n, int64_t{0}, limits_.max_tokens);
+    if (options.prompt_len != 0) detail::require_equal("prompt_len", options.prompt_len, n);
+    if (!options.lse.empty()) {
+      detail::require_equal("lse.size()", static_cast<int64_t>(options.lse.size()),
+                            n * shape_.num_qo_heads);
+      detail::check_device_pointer("lse", options.lse.data());
+    }
+    if (n == 0) return;
+    std::vector<int64_t> rows;
+    if constexpr (Policies::needs_probes) {
+      check_view("q", q, shape_.num_qo_heads);
+      detail::require_equal("q.num_tokens", q.num_tokens, n);
+      rows = detail::prompt_probe_rows<Policies>(n, options.probe_rows, options_);
+    }
+    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const int64_t sealed = Policies::schedule_policy::sealed_by_prefill(n, options_.schedule);
+    const int64_t pinned = std::min<int64_t>(Policies::sink_policy_type::count, sealed);
+    const int64_t rest = sealed - pinned;
+    const selection_size size{rest, Policies::budget_policy::num_salient(rest, options_.budget),
+                              Policies::budget_policy::num_recent(rest, options_.budget)};
+    const int64_t pages =
+        segment_shape<Policies>{shape_.num_kv_heads, shape_.head_dim, rest, size.num_salient}
+            .plan(target.page_bytes)
+            .num_pages;
+    reserve_pages(sequence, layer, rest > 0 ? pages : 0);
+
+    sequence_counts counts{};
+    counts.sinks = static_cast<int32_t>(pinned);
+    counts.sealed = static_cast<int32_t>(sealed);
+    counts.window = static_cast<int32_t>(n - sealed);
+    if (rest > 0) {
+      counts.prompt_tokens = static_cast<int32_t>(rest);
+      counts.prompt_pages = counts.pages = static_cast<int32_t>(pages);
+      counts.segments = 1;
+      compress_prompt(static_cast<int32_t>(sequence.index), target, q, k, v, options, rows, pinned,
+                      size);
+    }
+    detail::write_rows(backend_.stream, target, static_cast<int32_t>(sequence.index), k, v, pinned,
+                       sealed);
+    mirror.counts = counts;
+    mirror.begin = n;
+    set_counts(layer, sequence.index, counts);
+    plan_probes(sequence, layer);
+  }
+
+  /// @brief A list of sequences for append and attend. Allocates; make it before capturing.
+  sequence_list make_batch(std::span<const sequence_id> sequences) const {
+    std::set<uint32_t> seen;
+    for (const sequence_id sequence : sequences) {
+      slot_of(sequence);
+      detail::require(seen.insert(sequence.index).second,
+                      "sequence " + std::to_string(sequence.index) + " is in the batch twice");
+    }
+    return sequence_list(backend_.stream, {sequences.begin(), sequences.end()});
+  }
+
+  /// @brief Makes sure that a sequence can grow to `num_tokens` in every layer without the host's
+  /// help.
+  /// @throws capacity_error  not enough pages; what was taken stays reserved
+  void reserve(sequence_id sequence, int64_t num_tokens) {
+    detail::require_between("num_tokens", num_tokens, int64_t{0}, limits_.max_tokens);
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      const sequence_counts& counts = mirror_of(sequence, layer).counts;
+      const int64_t beyond = num_tokens - counts.sealed - capacity();
+      if (beyond > 0)
+        reserve_pages(sequence, layer,
+                      counts.pages + ceil_div(beyond, interval()) * layers_[0].interval_pages);
+    }
+  }
+
+  /// @brief Appends one token to every sequence of the batch; full windows are compressed first, by
+  /// themselves.
+  /// @param[in] k, v  device memory [batch.size(), num_kv_heads, head_dim]
+  void append(const sequence_list& batch, int32_t layer, const Element* k, const Element* v) {
+    check_layer(layer);
+    const bool captured = is_capturing();
+    for (const sequence_id sequence : batch.sequences()) {
+      const layer_mirror& mirror = mirror_of(sequence, layer);
+      const int64_t tokens = mirror.counts.sealed + mirror.counts.window;
+      if (tokens >= limits_.max_tokens)
+        detail::refuse(
+            "the sequence's length", tokens + 1,
+            ("at most max_tokens, which is " + std::to_string(limits_.max_tokens)).c_str());
+      if (!captured && mirror.counts.window >= capacity())
+        reserve_pages(sequence, layer, mirror.counts.pages + layers_[0].interval_pages);
+    }
+    zipcache::append(backend_, layers_[static_cast<size_t>(layer)],
+                     append_batch<Element>{batch.size(), batch.device_indices(), k, v},
+                     append_workspace_.data(), append_workspace_.size());
+    if (captured) return;
+    for (const sequence_id sequence : batch.sequences()) advance(mirror_of(sequence, layer));
+  }
+
+  /// @brief Attention of every sequence's newest token over everything cached; queries that are
+  /// probes are kept.
+  /// @param[in] q  device memory [batch.size(), num_qo_heads, head_dim]
+  /// @param[out] out  device memory, the same shape
+  /// @param[out] lse  device memory [batch.size(), num_qo_heads], natural log-sum-exp, or null
+  void attend(const sequence_list& batch, int32_t layer, const Element* q, Element* out,
+              float* lse = nullptr) {
+    check_layer(layer);
+    for (const sequence_id sequence : batch.sequences()) slot_of(sequence);
+    attend_batch<Element> given;
+    given.num_items = batch.size();
+    given.sequences = batch.device_indices();
+    given.q = q;
+    given.out = out;
+    given.lse = lse;
+    zipcache::attend(backend_, layers_[static_cast<size_t>(layer)], given, attend_workspace_.data(),
+                     attend_workspace_.size());
+  }
+
+  /// @brief Tells the host that a captured graph with one append in every layer was replayed
+  /// `steps` times.
+  void note_replays(const sequence_list& batch, int64_t steps) {
+    for (const sequence_id sequence : batch.sequences()) {
+      for (layer_mirror& mirror : slot_of(sequence).layers) {
+        for (int64_t step = 0; step < steps; ++step) advance(mirror);
+      }
+    }
+  }
+
+  /// @brief Keeps the first `len` tokens in every layer; exact within the window.
+  void truncate(sequence_id sequence, int64_t len) {
+    slot& truncated = slot_of(sequence);
+    for (const layer_mirror& mirror : truncated.layers) {
+      if (len < mirror.counts.sealed || len > mirror.counts.sealed + mirror.counts.window) {
+        detail::refuse("len", len,
+                       ("between " + std::to_string(mirror.counts.sealed) + " and " +
+                        std::to_string(mirror.counts.sealed + mirror.counts.window) +
+                        ": older tokens are compressed together and cannot be taken apart")
+                           .c_str());
+      }
+    }
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      sequence_counts& counts = truncated.layers[static_cast<size_t>(layer)].counts;
+      counts.window = static_cast<int32_t>(len - counts.sealed);
+      set_counts(layer, sequence.index, counts);
+      if constexpr (Policies::needs_probes)
+        detail::forget_probes(backend_.stream, layers_[static_cast<size_t>(layer)],
+                              static_cast<int32_t>(sequence.index),
+                              counts.window - layers_[0].recent);
+    }
+  }
+
+  /// @brief Every token's key and value as attention sees them. k, v  device memory [num_kv_heads,
+  /// length, head_dim]
+  void dequantize(sequence_id sequence, int32_t layer, tensor_view<float> k,
+                  tensor_view<float> v) const {
+    detail::require_equal("k.num_tokens", k.num_tokens, length(sequence, layer));
+    zipcache::dequantize(backend_, layers_[static_cast<size_t>(layer)],
+                         static_cast<int32_t>(sequence.index), k, v);
+  }
+
+  /// @brief What the device found wrong since the last call; waits for the stream.
+  /// @throws state_error  not reserved, missing probes
+  /// @throws argument_error  values that were not finite
+  void check() {
+    uint32_t status = 0;
+    detail::check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(&status, status_.data(), sizeof status,
+                                                          cudaMemcpyDeviceToHost, backend_.stream));
+    detail::check_cuda("cudaMemsetAsync",
+                       cudaMemsetAsync(status_.data(), 0, sizeof status, backend_.stream));
+    detail::check_cuda("cudaStreamSynchronize", cudaStreamSynchronize(backend_.stream));
+    const auto has = [status](device_fault fault) {
+      return (status & static_cast<uint32_t>(fault)) != 0;
+    };
+    if (has(device_fault::missing_probes))
+      throw state_error(
+          "zipcache: a window was full, but not all of its probe queries were attended; call "
+          "attend after every append. Its sequence takes no more tokens");
+    if (has(device_fault::not_reserved))
+      throw state_error(
+          "zipcache: a window was full and no pages were reserved; reserve() before replaying a "
+          "graph. Its sequence takes no more tokens");
+    if (has(device_fault::non_finite))
+      throw argument_error(
+          "zipcache: k or v was not finite; zeros were stored in place of such values");
+  }
+
+  /// @brief The length that the device has; waits for the stream.
+  int64_t read_length(sequence_id sequence, int32_t layer) const {
+    mirror_of(sequence, layer);
+    sequence_counts counts;
+    detail::check_cuda(
+        "cudaMemcpyAsync",
+        cudaMemcpyAsync(&counts, layers_[static_cast<size_t>(layer)].counts + sequence.index,
+                        sizeof counts, cudaMemcpyDeviceToHost, backend_.stream));
+    detail::check_cuda("cudaStreamSynchronize", cudaStreamSynchronize(backend_.stream));
+    return int64_t{counts.sealed} + counts.window;
+  }
+
+  /// @brief Bytes held for the sequences that there are: pages they have or reserved, and their
+  /// share of all that is allocated in advance (window, sinks, records, tables, kept probes). A
+  /// page shared by forks counts once.
+  zipcache::footprint footprint() const {
+    zipcache::footprint total;
+    std::set<uint32_t> pages;
+    for (const slot& entry : slots_) {
+      for (const layer_mirror& mirror : entry.layers) {
+        pages.insert(mirror.pages.begin(), mirror.pages.end());
+        add_layer_bytes(mirror, total);
+      }
+    }
+    total.padding_bytes = static_cast<int64_t>(pages.size()) * page_bytes() - total.code_bytes -
+                          token_parameter_bytes(total);
+    return total;
+  }
+
+ private:
+  /// What the host knows of one layer of one sequence. It follows the device by arithmetic alone.
+  struct layer_mirror {
+    sequence_counts counts;
+    int64_t begin = 0;            ///< tokens that the prompt brought
+    std::vector<uint32_t> pages;  ///< [entries, num_kv_heads], filled and reserved
+  };
+  struct slot {
+    bool used = false;
+    uint32_t generation = 0;
+    std::vector<layer_mirror> layers;
+  };
+
+  int64_t interval() const { return options_.schedule.recompress_interval; }
+  int64_t capacity() const { return interval() + options_.schedule.recent_window; }
+
+  void allocate(const cache_options& options) {
+    const int32_t heads = shape_.num_kv_heads;
+    const int64_t sequences = limits_.max_sequences;
+    const int64_t layers = shape_.num_layers;
+    layer_type common{};
+    common.num_qo_heads = shape_.num_qo_heads;
+    common.num_kv_heads = heads;
+    common.head_dim = shape_.head_dim;
+    common.max_sequences = limits_.max_sequences;
+    common.sm_scale = shape_.softmax_scale();
+    common.page_bytes = options.page_bytes != 0
+                            ? options.page_bytes
+                            : detail::natural_page_bytes<Policies>(options_, shape_.head_dim);
+    using tiles = segment_shape<Policies>;
+    const int64_t largest_tile = most(tiles::salient_tile_bytes(shape_.head_dim),
+                                      tiles::regular_tile_bytes(shape_.head_dim));
+    if (common.page_bytes < largest_tile || common.page_bytes > (int64_t{256} << 10) * 4 ||
+        common.page_bytes % 64 != 0) {
+      detail::refuse("page_bytes", common.page_bytes,
+                     ("a multiple of 64 and at least " + std::to_string(largest_tile) +
+                      ", which one tile needs")
+                         .c_str());
+    }
+    common.interval = static_cast<int32_t>(interval());
+    common.recent = static_cast<int32_t>(options_.schedule.recent_window);
+    common.interval_salient =
+        static_cast<int32_t>(Policies::budget_policy::num_salient(interval(), options_.budget));
+    common.interval_recent =
+        static_cast<int32_t>(Policies::budget_policy::num_recent(interval(), options_.budget));
+    common.interval_pages =
+        static_cast<int32_t>(tiles{heads, shape_.head_dim, interval(), common.interval_salient}
+                                 .plan(common.page_bytes)
+                                 .num_pages);
+    const int64_t most_intervals = ceil_div(limits_.max_tokens, interval()) + 1;
+    const int64_t prompt_pages =
+        tiles{heads, shape_.head_dim, limits_.max_tokens,
+              Policies::budget_policy::num_salient(limits_.max_tokens, options_.budget)}
+            .plan(common.page_bytes)
+            .num_pages;
+    const int64_t most_pages =
+        std::max(prompt_pages, most_intervals * common.interval_pages) + common.interval_pages + 1;
+    common.max_pages = static_cast<int32_t>(most_pages + common.interval_pages);
+    common.max_segments = static_cast<int32_t>(most_intervals + 1);
+    common.bitmap_words =
+        static_cast<int32_t>(limits_.max_tokens / 32 + 2 * common.max_segments + 2);
+    common.window_tiles = static_cast<int32_t>(ceil_div<int64_t>(capacity(), tile_tokens));
+    common.sink_tiles = ceil_div<int32_t>(Policies::sink_policy_type::count, tile_tokens);
+    const int64_t pool_pages =
+        options.max_pages > 0 ? options.max_pages : most_pages * heads * sequences * layers;
+    ledger_ = detail::page_ledger(pool_pages);
+
+    const auto make = [](auto& array, int64_t count) {
+      array = std::remove_reference_t<decltype(array)>(static_cast<size_t>(count));
+      if (count > 0)
+        detail::check_cuda("cudaMemset",
+                           cudaMemset(array.data(), 0, array.size() * sizeof(*array.data())));
+    };
+    const int64_t per_head = sequences * heads * layers;
+    make(pages_, pool_pages * common.page_bytes);
+    make(tables_, per_head * common.max_pages);
+    make(records_, per_head * common.max_segments * common.record_bytes());
+    make(bitmaps_, per_head * common.bitmap_words);
+    make(counts_, sequences * layers);
+    make(windows_, per_head * common.window_tiles * common.row_tile_elements());
+    make(sinks_, per_head * common.sink_tiles * common.row_tile_elements());
+    make(status_, 1);
+    if constexpr (Policies::needs_probes) {
+      common.probes.max_intervals = static_cast<int32_t>(most_intervals);
+      common.probes.mask_words = static_cast<int32_t>(ceil_div<int64_t>(interval(), 32));
+      common.probes.max_kept =
+          static_cast<int32_t>(detail::interval_probe_rows<Policies>(0, 0, options_).size());
+      make(planned_, sequences * layers * common.probes.max_intervals * common.probes.mask_words);
+      make(recorded_, sequences * layers * common.probes.mask_words);
+      make(kept_q_,
+           sequences * layers * common.probes.max_kept * shape_.num_qo_heads * shape_.head_dim);
+      make(kept_lse_, sequences * layers * common.probes.max_kept * shape_.num_qo_heads);
+    }
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      layer_type view = common;
+      const int64_t first = layer * sequences;
+      view.pages = pages_.data();
+      view.table = tables_.data() + first * heads * common.max_pages;
+      view.records = records_.data() + first * heads * common.max_segments * common.record_bytes();
+      view.bitmaps = bitmaps_.data() + first * heads * common.bitmap_words;
+      view.counts = counts_.data() + first;
+      view.window =
+          windows_.data() + first * heads * common.window_tiles * common.row_tile_elements();
+      view.sink_rows =
+          sinks_.data() + first * heads * common.sink_tiles * common.row_tile_elements();
+      view.status = status_.data();
+      if constexpr (Policies::needs_probes) {
+        view.probes.planned =
+            planned_.data() + first * common.probes.max_intervals * common.probes.mask_words;
+        view.probes.recorded = recorded_.data() + first * common.probes.mask_words;
+        view.probes.q =
+            kept_q_.data() + first * common.probes.max_kept * shape_.num_qo_heads * shape_.head_dim;
+        view.probes.lse = kept_lse_.data() + first * common.probes.max_kept * shape_.num_qo_heads;
+      }
+      layers_.push_back(view);
+    }
+    make(attend_workspace_,
+         static_cast<int64_t>(attend_workspace_bytes(layers_[0], limits_.max_sequences)));
+    make(append_workspace_, static_cast<int64_t>(append_workspace_bytes(layers_[0])));
+    slots_.resize(static_cast<size_t>(limits_.max_sequences));
+    for (int32_t i = limits_.max_sequences - 1; i >= 0; --i)
+      free_slots_.push_back(static_cast<uint32_t>(i));
+    detail::check_cuda("cudaDeviceSynchronize",
+                       cudaDeviceSynchronize());  // the memory is ready for any stream
+  }
+
+  /// Scores, selects and stores the prompt's tokens behind its sinks.
+  void compress_prompt(int32_t sequence, const layer_type& target, tensor_view<const Element> q,
+                       tensor_view<const Element> k, tensor_view<const Element> v,
+                       const prefill_options& options, const std::vector<int64_t>& rows,
+                       int64_t pinned, const selection_size& size) {
+    const int32_t heads = shape_.num_kv_heads;
+    const int64_t sealed = pinned + size.num_tokens;
+    const int64_t num_probes = static_cast<int64_t>(rows.size());
+    const size_t store_bytes = store_workspace_bytes(target, 1, size.num_tokens);
+    size_t saliency_bytes = 0;
+    if constexpr (Policies::needs_probes)
+      saliency_bytes = saliency_workspace_bytes(1, shape_.num_qo_heads, heads, num_probes, sealed,
+                                                !options.lse.empty());
+    // The same code counts and hands out.
+    struct {
+      int64_t* positions;
+      Element* q;
+      float *lse, *all_scores, *scores;
+      uint32_t* bitmap;
+      std::byte* workspace;
+    } parts{};
+    const auto carve = [&](void* memory) {
+      detail::workspace_cursor cursor(memory);
+      parts.positions = cursor.template take<int64_t>(num_probes);
+      parts.q = cursor.template take<Element>(num_probes * shape_.num_qo_heads * shape_.head_dim);
+      parts.lse = cursor.template take<float>(num_probes * shape_.num_qo_heads);
+      parts.all_scores = cursor.template take<float>(heads * sealed);
+      parts.scores =
+          pinned > 0 ? cursor.template take<float>(heads * size.num_tokens) : parts.all_scores;
+      parts.bitmap = cursor.template take<uint32_t>(heads * ceil_div<int64_t>(size.num_tokens, 32));
+      parts.workspace = cursor.template take<std::byte>(
+          static_cast<int64_t>(std::max(store_bytes, saliency_bytes)));
+      return cursor.taken_bytes();
+    };
+    void* memory = nullptr;
+    detail::check_cuda("cudaMallocAsync",
+                       cudaMallocAsync(&memory, carve(nullptr), backend_.stream));
+    carve(memory);
+    try {
+      const device_workspace workspace{parts.workspace, std::max(store_bytes, saliency_bytes)};
+      if constexpr (Policies::needs_probes) {
+        detail::check_cuda(
+            "cudaMemcpyAsync",
+            cudaMemcpyAsync(parts.positions, rows.data(), rows.size() * sizeof(int64_t),
+                            cudaMemcpyHostToDevice, backend_.stream));
+        detail::gather_probes(backend_.stream, q,
+                              options.lse.empty() ? nullptr : options.lse.data(), parts.positions,
+                              num_probes, parts.q, parts.lse);
+        const device_probe_queries<Element> queries{
+            hnd<const Element>(parts.q, shape_.num_qo_heads, num_probes, shape_.head_dim),
+            parts.positions, options.lse.empty() ? nullptr : parts.lse};
+        saliency<typename Policies::saliency_policy, typename Policies::scope_policy>(
+            backend_, queries, k.tokens(0, sealed), shape_.softmax_scale(), parts.all_scores,
+            workspace);
+      } else {
+        detail::score_positions<typename Policies::saliency_policy>(backend_.stream, heads, sealed,
+                                                                    parts.all_scores);
+      }
+      if (pinned > 0) {
+        detail::check_cuda(
+            "cudaMemcpy2DAsync",
+            cudaMemcpy2DAsync(
+                parts.scores, static_cast<size_t>(size.num_tokens) * sizeof(float),
+                parts.all_scores + pinned, static_cast<size_t>(sealed) * sizeof(float),
+                static_cast<size_t>(size.num_tokens) * sizeof(float), static_cast<size_t>(heads),
+                cudaMemcpyDeviceToDevice, backend_.stream));
+      }
+      select(backend_, parts.scores, heads, size, nullptr, parts.bitmap);
+      store(backend_, target, sequence, k.tokens(pinned, size.num_tokens),
+            v.tokens(pinned, size.num_tokens), parts.bitmap, size.num_salient, workspace);
+    } catch (...) {
+      cudaFreeAsync(memory, backend_.stream);
+      throw;
+    }
+    detail::check_cuda("cudaFreeAsync", cudaFreeAsync(memory, backend_.stream));
+  }
+
+  /// The probes of all intervals that may follow, counted from where the window now begins.
+  void plan_probes(sequence_id sequence, int32_t layer) {
+    if constexpr (Policies::needs_probes) {
+      const layer_type& target = layers_[static_cast<size_t>(layer)];
+      const layer_mirror& mirror = mirror_of(sequence, layer);
+      std::vector<uint32_t> masks(static_cast<size_t>(target.probes.max_intervals) *
+                                      static_cast<size_t>(target.probes.mask_words),
+                                  0);
+      for (int32_t i = 0; i < target.probes.max_intervals; ++i) {
+        const int64_t first = mirror.counts.sealed + target.recent + int64_t{i} * interval();
+        for (const int64_t row :
+             detail::interval_probe_rows<Policies>(first, mirror.begin, options_)) {
+          masks[static_cast<size_t>(int64_t{i} * target.probes.mask_words + row / 32)] |=
+              1u << (row % 32);
+        }
+      }
+      detail::write_words(
+          backend_.stream,
+          const_cast<uint32_t*>(target.probes.planned_of(static_cast<int32_t>(sequence.index), 0)),
+          masks);
+      detail::check_cuda(
+          "cudaMemsetAsync",
+          cudaMemsetAsync(target.probes.recorded_of(static_cast<int32_t>(sequence.index)), 0,
+                          static_cast<size_t>(target.probes.mask_words) * sizeof(uint32_t),
+                          backend_.stream));
+    }
+  }
+
+  /// Takes pages so that every head's table has `entries` of them.
+  void reserve_pages(sequence_id sequence, int32_t layer, int64_t entries) {
+    layer_mirror& mirror = mirror_of(sequence, layer);
+    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const int64_t have = static_cast<int64_t>(mirror.pages.size()) / shape_.num_kv_heads;
+    if (entries <= have) return;
+    detail::require_between("the number of pages of a head", entries, int64_t{0},
+                            int64_t{target.max_pages});
+    const std::vector<uint32_t> taken = ledger_.take((entries - have) * shape_.num_kv_heads);
+    mirror.pages.insert(mirror.pages.end(), taken.begin(), taken.end());
+    detail::write_pages(backend_.stream, target.table_of(static_cast<int32_t>(sequence.index), 0),
+                        target.max_pages, shape_.num_kv_heads, static_cast<int32_t>(have), taken);
+  }
+
+  /// What append does to the counts.
+  void advance(layer_mirror& mirror) const {
+    sequence_counts& counts = mirror.counts;
+    if (counts.window >= capacity()) {
+      counts.window_first =
+          options_.schedule.recent_window == 0
+              ? 0
+              : static_cast<int32_t>((counts.window_first + interval()) %
+                                     (int64_t{layers_[0].window_tiles} * tile_tokens));
+      counts.window -= static_cast<int32_t>(interval());
+      counts.sealed += static_cast<int32_t>(interval());
+      counts.pages += layers_[0].interval_pages;
+      counts.segments += 1;
+      counts.intervals += 1;
+    }
+    counts.window += 1;
+  }
+
+  void set_counts(int32_t layer, uint32_t sequence, const sequence_counts& counts) {
+    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    std::vector<uint32_t> words(sizeof counts / sizeof(uint32_t));
+    std::memcpy(words.data(), &counts, sizeof counts);
+    detail::write_words(backend_.stream, reinterpret_cast<uint32_t*>(target.counts + sequence),
+                        words);
+  }
+
+  bool is_capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    detail::check_cuda("cudaStreamIsCapturing", cudaStreamIsCapturing(backend_.stream, &status));
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+  void add_layer_bytes(const layer_mirror& mirror, zipcache::footprint& total) const {
+    const layer_type& view = layers_[0];
+    const int64_t heads = shape_.num_kv_heads;
+    const sequence_counts& counts = mirror.counts;
+    const int64_t tokens = int64_t{counts.sealed} + counts.window;
+    const auto add_class = [&]<token_class Class>(int64_t class_tokens) {
+      using tile = tile_record<Policies, Class>;
+      total.code_bytes +=
+          class_tokens * heads * shape_.head_dim * (tile::key_bits + tile::value_bits) / 8;
+      total.parameter_bytes += class_tokens * heads *
+                               (tile::bytes(shape_.head_dim) - tile::code_bytes(shape_.head_dim)) /
+                               tile_tokens;
+    };
+    const int64_t prompt_salient =
+        Policies::budget_policy::num_salient(counts.prompt_tokens, options_.budget);
+    const int64_t salient = prompt_salient + int64_t{counts.intervals} * view.interval_salient;
+    add_class.template operator()<token_class::salient>(salient);
+    add_class.template operator()<token_class::regular>(int64_t{counts.sealed} - counts.sinks -
+                                                        salient);
+    total.window_bytes += heads * (view.window_tiles + view.sink_tiles) * view.row_tile_elements() *
+                          static_cast<int64_t>(sizeof(Element));
+    record_bytes_of_all_ = heads * view.max_segments * view.record_bytes();
+    total.parameter_bytes += record_bytes_of_all_;
+    total.table_bytes += heads * (view.max_pages * static_cast<int64_t>(sizeof(page_entry)) +
+                                  view.bitmap_words * 4) +
+                         static_cast<int64_t>(sizeof(sequence_counts));
+    if constexpr (Policies::needs_probes) {
+      total.table_bytes += int64_t{view.probes.mask_words} * 4 * (view.probes.max_intervals + 1) +
+                           int64_t{view.probes.max_kept} * shape_.num_qo_heads *
+                               (shape_.head_dim * static_cast<int64_t>(sizeof(Element)) + 4);
+    }
+    total.num_tokens += tokens;
+    total.uncompressed_bytes += tokens * heads * shape_.head_dim * 4;
+    ++num_counted_;
+  }
+  /// Parameters that lie in pages, which is all but the records.
+  int64_t token_parameter_bytes(const zipcache::footprint& total) const {
+    const int64_t in_pages = total.parameter_bytes - num_counted_ * record_bytes_of_all_;
+    num_counted_ = 0;
+    return in_pages;
+  }
+
+  void check_view(const char* name, tensor_view<const Element> x, int32_t heads) const {
+    detail::require_equal((std::string(name) + ".num_heads").c_str(), x.num_heads, heads);
+    detail::require_equal((std::string(name) + ".head_dim").c_str(), x.head_dim, shape_.head_dim);
+    if (x.num_tokens > 0) detail::check_device_pointer(name, x.data);
+  }
+  void check_layer(int32_t layer) const {
+    detail::require_between("layer", layer, 0, shape_.num_layers - 1);
+  }
+
+  const slot& slot_of(sequence_id sequence) const {
+    if (sequence.index >= slots_.size() || !slots_[sequence.index].used ||
+        slots_[sequence.index].generation != sequence.generation) {
+      throw argument_error("zipcache: sequence " + std::to_string(sequence.index) +
+                           " (generation " + std::to_string(sequence.generation) +
+                           ") is not in this cache, or was released");
+    }
+    return slots_[sequence.index];
+  }
+  slot& slot_of(sequence_id sequence) {
+    return const_cast<slot&>(std::as_const(*this).slot_of(sequence));
+  }
+  const layer_mirror& mirror_of(sequence_id sequence, int32_t layer) const {
+    const slot& owner = slot_of(sequence);
+    check_layer(layer);
+    return owner.layers[static_cast<size_t>(layer)];
+  }
+  layer_mirror& mirror_of(sequence_id sequence, int32_t layer) {
+    return const_cast<layer_mirror&>(std::as_const(*this).mirror_of(sequence, layer));
+  }
+
+  cache_shape shape_;
+  device_limits limits_;
+  cuda_backend backend_;
+  stream_options options_;
+  detail::page_ledger ledger_;
+  std::vector<layer_type> layers_;
+  std::vector<slot> slots_;
+  std::vector<uint32_t> free_slots_;
+  mutable int64_t record_bytes_of_all_ = 0;
+  mutable int64_t num_counted_ = 0;
+
+  detail::device_array<std::byte> pages_, records_, attend_workspace_, append_workspace_;
+  detail::device_array<page_entry> tables_;
+  detail::device_array<uint32_t> bitmaps_, status_, planned_, recorded_;
+  detail::device_array<sequence_counts> counts_;
+  detail::device_array<Element> windows_, sinks_, kept_q_;
+  detail::device_array<float> kept_lse_;
+};
+
+}  // namespace zipcache

@@ -545,8 +545,11 @@ class kv_cache<Element, Policies, cuda_backend> {
     const size_t store_bytes = store_workspace_bytes(target, 1, size.num_tokens);
     size_t saliency_bytes = 0;
     if constexpr (Policies::needs_probes)
-      saliency_bytes = saliency_workspace_bytes(1, shape_.num_qo_heads, heads, num_probes, sealed,
-                                                !options.lse.empty());
+      saliency_bytes = saliency_workspace_bytes<typename Policies::saliency_policy,
+                                                typename Policies::scope_policy>(
+          probe_rows_of(nullptr, nullptr, options.lse.empty() ? nullptr : options.lse.data(),
+                        num_probes),
+          k.tokens(0, sealed));
     // The same code counts and hands out.
     struct {
       int64_t* positions;
@@ -609,6 +612,12 @@ class kv_cache<Element, Policies, cuda_backend> {
       throw;
     }
     detail::check_cuda("cudaFreeAsync", cudaFreeAsync(memory, backend_.stream));
+  }
+
+  device_probe_queries<Element> probe_rows_of(const Element* q, const int64_t* positions,
+                                              const float* lse, int64_t num_probes) const {
+    return {hnd<const Element>(q, shape_.num_qo_heads, num_probes, shape_.head_dim), positions,
+            lse};
   }
 
   /// The probes of all intervals that may follow, counted from where the window now begins.

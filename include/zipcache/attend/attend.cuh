@@ -34,7 +34,7 @@ struct attend_kernel {
 
 template <class Policies, class Storage, int32_t HeadDim, bool General>
 attend_kernel<Policies, Storage> make_attend_kernel(int32_t num_items) {
-  const size_t prefix_bytes = (static_cast<size_t>(num_items) + 1) * sizeof(int64_t);
+  const size_t prefix_bytes = (static_cast<size_t>(num_items) + 1) * sizeof(uint32_t);
   if constexpr (uses_tensor_cores<Policies> && !General) {
     return {attend_tensor_core_kernel<Policies, Storage, HeadDim>,
             sizeof(attend_shared<Policies, HeadDim>) + prefix_bytes};

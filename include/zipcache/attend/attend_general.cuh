@@ -225,8 +225,9 @@ static __global__ void __launch_bounds__(attend_threads)
   const int32_t copies = layer.num_kv_heads * passes;
   const attend_line line = plan_line(layer, batch, copies, prefix);
   write_empty_items(layer, batch, prefix);
-  for (int64_t unit = line.begin; unit < line.end;) {
-    const attend_piece piece = find_piece(line, prefix, batch.num_items, copies, passes, unit);
+  const uint32_t end = line.begin_of(blockIdx.x + 1);
+  for (uint32_t unit = line.begin_of(blockIdx.x); unit < end;) {
+    const attend_piece piece = find_piece(prefix, batch.num_items, copies, passes, unit, end);
     const int32_t sequence = batch.sequences[piece.item];
     const sequence_counts count = layer.counts[sequence];
     const Storage* rows = batch.q + (static_cast<int64_t>(piece.item) * layer.num_qo_heads +
@@ -248,7 +249,7 @@ static __global__ void __launch_bounds__(attend_threads)
         layer, batch, workspace, line, piece, shared.states,
         [&](int32_t warp) { return &shared.out[warp][0][0]; }, passes, &shared.arrival);
     __syncthreads();
-    unit += piece.last - piece.first;
+    unit += static_cast<uint32_t>(piece.last - piece.first);
   }
 }
 

@@ -30,6 +30,13 @@ namespace detail {
 
 inline constexpr int32_t attend_warps = 4;
 inline constexpr int32_t attend_threads = attend_warps * 32;
+/// 2^x by the special function unit: relative error 2^-22, x of any size, 0 for -inf.
+__device__ __forceinline__ float exp2_unit(float x) {
+  float result;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// Items whose prefix sums a block keeps; longer batches are launched in parts.
 inline constexpr int32_t attend_max_items = 1024;
 
@@ -62,47 +69,58 @@ struct attend_piece {
   int32_t first;  ///< units [first, last) of `total`
   int32_t last;
   int32_t total;
-  int64_t line_begin;  ///< place of the (item, head, pass)'s unit 0 on the line
+  uint32_t line_begin;  ///< place of the (item, head, pass)'s unit 0 on the line
 };
 
-/// The whole line and this block's stretch of it. Blocks beyond `blocks` have none.
+/// The line of all units and how blocks share it. The line is cut into equal sections and each of
+/// those into `parts` stretches, one for a block; blocks beyond have none. In 32 bits, since long
+/// divisions would take a good part of a short launch.
 struct attend_line {
-  int64_t total;
-  int32_t blocks;
-  int64_t begin;
-  int64_t end;
+  uint32_t total;
+  uint32_t section;  ///< units of a section
+  uint32_t parts;    ///< blocks of a section
+  uint32_t blocks;
 
-  __device__ attend_line(int64_t units, int32_t num_blocks) : total(units), blocks(num_blocks) {
-    const int64_t block = least(static_cast<int32_t>(blockIdx.x), blocks);
-    begin = blocks > 0 ? total * block / blocks : 0;
-    end = blocks > 0 ? total * least<int64_t>(block + 1, blocks) / blocks : 0;
+  /// Sections are (item, head, pass) where all are equally long and the grid has about a whole
+  /// number of blocks for each; then no block works on two of them. Otherwise the line is one.
+  __device__ attend_line(uint32_t units, uint32_t slots, bool equal_lengths) : total(units) {
+    const uint32_t grid = gridDim.x;
+    section = total;
+    parts = least(grid, total);
+    blocks = parts;
+    if (!equal_lengths || slots == 0 || slots > grid || total == 0) return;
+    const uint32_t for_each = least(grid / slots, total / slots);
+    if (for_each * slots < grid - grid / 8 && for_each < total / slots) return;
+    section = total / slots;
+    parts = for_each;
+    blocks = for_each * slots;
+  }
+  __device__ uint32_t begin_of(uint32_t block) const {
+    if (block >= blocks) return total;
+    const uint32_t part = block % parts;
+    return block / parts * section + section / parts * part + least(part, section % parts);
   }
   /// The block that has unit `unit`.
-  __device__ int32_t block_of(int64_t unit) const {
-    return static_cast<int32_t>(((unit + 1) * blocks - 1) / total);
+  __device__ uint32_t block_of(uint32_t unit) const {
+    const uint32_t in_section = unit % section;
+    const uint32_t size = section / parts;
+    const uint32_t larger = section % parts;  // so many first parts have one unit more
+    const uint32_t part = in_section < larger * (size + 1)
+                              ? in_section / (size + 1)
+                              : larger + (in_section - larger * (size + 1)) / size;
+    return unit / section * parts + part;
   }
 };
-
-/// Blocks that get work. Where all (item, head) are equally long and a few blocks less than the
-/// grid has would cut each of them alike, no block works on two of them.
-__device__ inline int32_t useful_blocks(int64_t total, int64_t slots, bool equal_lengths) {
-  const int32_t grid = static_cast<int32_t>(gridDim.x);
-  if (equal_lengths && slots > 0 && slots <= grid) {
-    const int32_t aligned = static_cast<int32_t>(grid / slots * slots);
-    if (aligned >= grid - grid / 8 && aligned <= total) return aligned;
-  }
-  return static_cast<int32_t>(least<int64_t>(grid, total));
-}
 
 /// Fills prefix[i] = units of items before i, times heads and passes; prefix [num_items + 1] in
 /// shared memory.
 template <class Policies, class Storage>
 __device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
                                  const attend_batch<Storage>& batch, int32_t copies,
-                                 int64_t* prefix) {
+                                 uint32_t* prefix) {
   // Every warp scans, 32 items at a time; all write the same numbers.
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  int64_t sum = 0;
+  uint32_t sum = 0;
   int32_t shortest = INT32_MAX;
   int32_t longest = 0;
   for (int32_t first = 0; first < batch.num_items; first += 32) {
@@ -113,31 +131,26 @@ __device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
       shortest = least(shortest, units);
       longest = most(longest, units);
     }
-    int64_t inclusive = static_cast<int64_t>(units) * copies;
+    const uint32_t own = static_cast<uint32_t>(units) * static_cast<uint32_t>(copies);
+    uint32_t inclusive = own;
+#pragma unroll
     for (int32_t step = 1; step < 32; step *= 2) {
-      const int64_t below = __shfl_up_sync(0xffffffffu, inclusive, step);
+      const uint32_t below = __shfl_up_sync(0xffffffffu, inclusive, step);
       if (lane >= step) inclusive += below;
     }
-    if (item < batch.num_items) {
-      prefix[item] = sum + inclusive - static_cast<int64_t>(units) * copies;
-    }
+    if (item < batch.num_items) prefix[item] = sum + inclusive - own;
     sum += __shfl_sync(0xffffffffu, inclusive, 31);
   }
-  for (int32_t step = 1; step < 32; step *= 2) {
-    shortest = least(shortest, __shfl_xor_sync(0xffffffffu, shortest, step));
-    longest = most(longest, __shfl_xor_sync(0xffffffffu, longest, step));
-  }
+  const bool equal =
+      __reduce_min_sync(0xffffffffu, shortest) == __reduce_max_sync(0xffffffffu, longest);
   if (lane == 0) prefix[batch.num_items] = sum;
   __syncthreads();
-  const int64_t slots = static_cast<int64_t>(batch.num_items) * copies;
-  return attend_line(sum, useful_blocks(sum, slots, shortest == longest));
+  return attend_line(sum, static_cast<uint32_t>(batch.num_items * copies), equal);
 }
 
-/// The piece that begins at `unit`, cut at the end of its (item, head, pass) and at the block's
-/// end.
-__device__ inline attend_piece find_piece(const attend_line& line, const int64_t* prefix,
-                                          int32_t num_items, int32_t copies, int32_t passes,
-                                          int64_t unit) {
+/// The piece that begins at `unit`, cut at the end of its (item, head, pass) and at `end`.
+__device__ inline attend_piece find_piece(const uint32_t* prefix, int32_t num_items, int32_t copies,
+                                          int32_t passes, uint32_t unit, uint32_t end) {
   int32_t low = 0;
   int32_t high = num_items;  // the last item with prefix <= unit
   while (high - low > 1) {
@@ -147,17 +160,17 @@ __device__ inline attend_piece find_piece(const attend_line& line, const int64_t
     else
       high = middle;
   }
-  const int32_t total = static_cast<int32_t>((prefix[low + 1] - prefix[low]) / copies);
-  const int64_t offset = unit - prefix[low];
-  const int32_t copy = static_cast<int32_t>(offset / total);
+  const uint32_t total = (prefix[low + 1] - prefix[low]) / static_cast<uint32_t>(copies);
+  const uint32_t offset = unit - prefix[low];
+  const uint32_t copy = offset / total;
   attend_piece piece;
   piece.item = low;
-  piece.head = copy / passes;
-  piece.pass = copy % passes;
-  piece.total = total;
-  piece.first = static_cast<int32_t>(offset - static_cast<int64_t>(copy) * total);
-  piece.line_begin = prefix[low] + static_cast<int64_t>(copy) * total;
-  piece.last = static_cast<int32_t>(least<int64_t>(total, piece.first + line.end - unit));
+  piece.head = static_cast<int32_t>(copy) / passes;
+  piece.pass = static_cast<int32_t>(copy) % passes;
+  piece.total = static_cast<int32_t>(total);
+  piece.first = static_cast<int32_t>(offset - copy * total);
+  piece.line_begin = prefix[low] + copy * total;
+  piece.last = static_cast<int32_t>(least(total, static_cast<uint32_t>(piece.first) + end - unit));
   return piece;
 }
 
@@ -208,7 +221,7 @@ __device__ inline void write_output(const device_layer<Policies, Storage>& layer
 /// lse.
 template <class Policies, class Storage>
 __device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
-                                  const attend_batch<Storage>& batch, const int64_t* prefix) {
+                                  const attend_batch<Storage>& batch, const uint32_t* prefix) {
   for (int32_t item = static_cast<int32_t>(blockIdx.x); item < batch.num_items;
        item += static_cast<int32_t>(gridDim.x)) {
     if (prefix[item + 1] > prefix[item]) continue;
@@ -240,8 +253,8 @@ __device__ void merge_warps(const block_states<Heads>& states, const OutOf& out_
     float value = 0.0f;
     float sum = 0.0f;
     for (int32_t warp = 0; warp < attend_warps; ++warp) {
-      const float factor =
-          exp2f(states.maximum[warp][head] - maximum);  // NaN if nobody saw a token; then unused
+      const float factor = exp2_unit(states.maximum[warp][head] -
+                                     maximum);  // NaN if nobody saw a token; then unused
       const float scaled = states.sum[warp][head] > 0.0f ? factor : 0.0f;
       if (scaled > 0.0f) value += scaled * out_of(warp)[i];
       sum += scaled * states.sum[warp][head];
@@ -296,8 +309,9 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
                        }
                      });
   if (whole) return;
-  const int32_t first_block = line.block_of(piece.line_begin);
-  const int32_t last_block = line.block_of(piece.line_begin + piece.total - 1);
+  const auto first_block = static_cast<int32_t>(line.block_of(piece.line_begin));
+  const auto last_block = static_cast<int32_t>(
+      line.block_of(piece.line_begin + static_cast<uint32_t>(piece.total) - 1));
   uint32_t* const counter =
       workspace.arrivals +
       (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + piece.pass;
@@ -318,8 +332,8 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
       const float part_value = __ldcg(part + 2 + channel);
       if (!(part_sum > 0.0f)) continue;
       const float maximum = fmaxf(state.maximum, part_maximum);
-      const float own = exp2f(state.maximum - maximum);
-      const float theirs = exp2f(part_maximum - maximum);
+      const float own = exp2_unit(state.maximum - maximum);
+      const float theirs = exp2_unit(part_maximum - maximum);
       value = value * own + part_value * theirs;
       state.sum = state.sum * own + part_sum * theirs;
       state.maximum = maximum;

@@ -870,13 +870,14 @@ static __global__ void __launch_bounds__(attend_threads, attend_tuning{}.blocks_
   extern __shared__ __align__(128) std::byte dynamic_memory[];
   using shared_memory = attend_shared<Policies, HeadDim>;
   shared_memory& shared = *reinterpret_cast<shared_memory*>(dynamic_memory);
-  int64_t* const prefix = reinterpret_cast<int64_t*>(dynamic_memory + sizeof(shared_memory));
+  uint32_t* const prefix = reinterpret_cast<uint32_t*>(dynamic_memory + sizeof(shared_memory));
   const int32_t passes = ceil_div(layer.group(), pass_heads);
   const int32_t copies = layer.num_kv_heads * passes;
   const attend_line line = plan_line(layer, batch, copies, prefix);
   write_empty_items(layer, batch, prefix);
-  for (int64_t unit = line.begin; unit < line.end;) {
-    const attend_piece piece = find_piece(line, prefix, batch.num_items, copies, passes, unit);
+  const uint32_t end = line.begin_of(blockIdx.x + 1);
+  for (uint32_t unit = line.begin_of(blockIdx.x); unit < end;) {
+    const attend_piece piece = find_piece(prefix, batch.num_items, copies, passes, unit, end);
     const sequence_counts count = layer.counts[batch.sequences[piece.item]];
     piece_worker<Policies, Storage, HeadDim> worker(layer, batch, shared, piece, count);
     worker.run(batch);
@@ -884,7 +885,7 @@ static __global__ void __launch_bounds__(attend_threads, attend_tuning{}.blocks_
         layer, batch, workspace, line, piece, shared.states,
         [&](int32_t warp) { return shared.out_of(warp); }, passes, &shared.arrival);
     __syncthreads();
-    unit += piece.last - piece.first;
+    unit += static_cast<uint32_t>(piece.last - piece.first);
   }
 }
 

@@ -58,13 +58,6 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t row) {
   return column;
 }
 
-/// 2^x by the special function unit: relative error 2^-22, x of any size, 0 for -inf.
-__device__ __forceinline__ float exp2_unit(float x) {
-  float result;
-  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
 /// A float as the sum of two 16-bit numbers: high in the low half of the word.
 template <class Storage>
 __device__ __forceinline__ uint32_t split_in_halves(float x) {

@@ -37,7 +37,7 @@ attend_kernel<Policies, Storage> make_attend_kernel(int32_t num_items) {
   const size_t prefix_bytes = (static_cast<size_t>(num_items) + 1) * sizeof(uint32_t);
   if constexpr (uses_tensor_cores<Policies> && !General) {
     return {attend_tensor_core_kernel<Policies, Storage, HeadDim>,
-            sizeof(attend_shared<Policies, HeadDim>) + prefix_bytes};
+            sizeof(attend_shared<Policies, Storage, HeadDim>) + prefix_bytes};
   } else {
     return {attend_general_kernel<Policies, Storage, HeadDim>,
             round_up<size_t>(sizeof(general_shared<HeadDim>), 16) + prefix_bytes};

@@ -218,8 +218,8 @@ static __global__ void __launch_bounds__(attend_threads)
                           attend_workspace workspace) {
   extern __shared__ __align__(128) std::byte dynamic_memory[];
   general_shared<HeadDim>& shared = *reinterpret_cast<general_shared<HeadDim>*>(dynamic_memory);
-  int64_t* const prefix =
-      reinterpret_cast<int64_t*>(dynamic_memory + round_up<size_t>(sizeof(shared), 16));
+  uint32_t* const prefix =
+      reinterpret_cast<uint32_t*>(dynamic_memory + round_up<size_t>(sizeof(shared), 16));
   const int32_t group = layer.group();
   const int32_t passes = ceil_div(group, pass_heads);
   const int32_t copies = layer.num_kv_heads * passes;

@@ -39,7 +39,7 @@ inline constexpr bool uses_tensor_cores = tensor_core_class<Policies, token_clas
 /// Numbers of the kernel, with what they were measured to be best at.
 struct attend_tuning {
   int32_t blocks_per_multiprocessor = 4;
-  int32_t stages = 2;  ///< tiles in a warp's ring
+  int32_t stages = 3;  ///< tiles in a warp's ring
 };
 
 /// Queries folded with one segment's key parameters. Words of a lane are grouped by four, so that
@@ -48,19 +48,21 @@ template <int32_t HeadDim>
 struct query_set {
   static constexpr int32_t quads = (query_words<HeadDim> + 3) / 4;
   uint4 digits[num_token_classes][quads][32];
-  uint4 low_digits[num_token_classes][quads][32];  // in even columns; the odd ones are zero
+  uint4 low_digits[num_token_classes][quads][16];  // one lane's words for both columns of a head
   float scale[num_token_classes][pass_heads];
   float bias[num_token_classes][pass_heads];
 
   __device__ uint32_t& digit_word(int32_t token_class_index, int32_t word, int32_t lane) {
     return reinterpret_cast<uint32_t*>(&digits[token_class_index][word / 4][lane])[word % 4];
   }
+  __device__ static int32_t low_lane(int32_t lane) { return lane / 8 * 4 + lane % 4; }
   __device__ uint32_t& low_digit_word(int32_t token_class_index, int32_t word, int32_t lane) {
-    return reinterpret_cast<uint32_t*>(&low_digits[token_class_index][word / 4][lane])[word % 4];
+    return reinterpret_cast<uint32_t*>(
+        &low_digits[token_class_index][word / 4][low_lane(lane)])[word % 4];
   }
 };
 
-template <class Policies, int32_t HeadDim>
+template <class Policies, class Storage, int32_t HeadDim>
 struct attend_shared {
   using salient = tile_record<Policies, token_class::salient>;
   using regular = tile_record<Policies, token_class::regular>;
@@ -89,14 +91,17 @@ struct attend_shared {
   };
 
   alignas(128) warp_memory warps[attend_warps];
-  alignas(16) float q[pass_heads][HeadDim];               // in base-2 units
-  query_set<HeadDim> set;                                 // of the prompt's segment
-  alignas(16) uint32_t row_query[HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
+  alignas(16) Storage q[pass_heads][HeadDim];
+  union {
+    query_set<HeadDim> set;                                 // of the prompt's segment, used first
+    alignas(16) uint32_t row_query[HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
+  };
   float row_scale[pass_heads];
   block_states<pass_heads> states;
   int32_t counts[attend_warps][stages];
   uint32_t arrival;
 
+  __device__ attend_shared() {}
   __device__ const float* out_of(int32_t warp) const { return &warps[warp].kept.out[0][0]; }
 };
 
@@ -176,20 +181,22 @@ template <class Policies, class Storage, int32_t HeadDim>
 class tile_list {
  public:
   /// A warp's share of the tiles of pages [first, last).
+  template <int32_t Shares>
   __device__ tile_list(const device_layer<Policies, Storage>& layer, const page_entry* table,
-                       int32_t first, int32_t last, int32_t share, int32_t shares)
+                       int32_t first, int32_t last, int32_t share,
+                       std::integral_constant<int32_t, Shares> shares)
       : layer_(layer), table_(table) {
     const int32_t pages = last - first;
-    if (pages > 32 || shares == 1) {
+    if (pages > 32 || Shares == 1) {
       // Many pages: whole ones for each warp.
-      first_ = first + static_cast<int32_t>(static_cast<int64_t>(pages) * share / shares);
-      last_ = first + static_cast<int32_t>(static_cast<int64_t>(pages) * (share + 1) / shares);
-      begin_pages(0, 1, 0, 1);
+      first_ = first + pages * share / Shares;
+      last_ = first + pages * (share + 1) / Shares;
+      begin_pages(0, 0, std::integral_constant<int32_t, 1>());
     } else {
       // Few pages: cut between tiles, and the rest of one class against the rest of the other.
       first_ = first;
       last_ = last;
-      begin_pages(share, shares, shares - 1 - share, shares);
+      begin_pages(share, Shares - 1 - share, shares);
     }
   }
 
@@ -204,7 +211,7 @@ class tile_list {
     ++taken_;
     if (empty()) {
       first_ += 32;
-      begin_pages(0, 1, 0, 1);
+      begin_pages(0, 0, std::integral_constant<int32_t, 1>());
     } else if (taken_ % 32 == 0) {
       describe_tiles(load_pages());
     }
@@ -242,8 +249,9 @@ class tile_list {
 
   /// Begins with the 32 pages from first_ on, or with later ones if those have no tile. Of each
   /// class only the given share is handed out.
-  __device__ void begin_pages(int32_t salient_share, int32_t salient_shares, int32_t regular_share,
-                              int32_t regular_shares) {
+  template <int32_t Shares>
+  __device__ void begin_pages(int32_t salient_share, int32_t regular_share,
+                              std::integral_constant<int32_t, Shares>) {
     taken_ = 0;
     salient_ = 0;
     regular_ = 0;
@@ -252,10 +260,10 @@ class tile_list {
       const uint32_t ends = __shfl_sync(full_warp, page.ends, 31);
       const int32_t salient = static_cast<int32_t>(ends & 0xffffu);
       const int32_t regular = static_cast<int32_t>(ends >> 16);
-      salient_begin_ = salient * salient_share / salient_shares;
-      regular_begin_ = regular * regular_share / regular_shares;
-      salient_ = salient * (salient_share + 1) / salient_shares - salient_begin_;
-      regular_ = regular * (regular_share + 1) / regular_shares - regular_begin_;
+      salient_begin_ = salient * salient_share / Shares;
+      regular_begin_ = regular * regular_share / Shares;
+      salient_ = salient * (salient_share + 1) / Shares - salient_begin_;
+      regular_ = regular * (regular_share + 1) / Shares - regular_begin_;
       if (total() == 0) continue;
       describe_tiles(page);
       break;
@@ -311,7 +319,7 @@ class tile_list {
 template <class Policies, class Storage, int32_t HeadDim>
 class piece_worker {
  public:
-  using shared_memory = attend_shared<Policies, HeadDim>;
+  using shared_memory = attend_shared<Policies, Storage, HeadDim>;
   using list = tile_list<Policies, Storage, HeadDim>;
   static constexpr int32_t blocks = HeadDim / 16;
   static constexpr int salient_bits = Policies::template value_bits<token_class::salient>;
@@ -343,19 +351,26 @@ class piece_worker {
       // The first tiles are on their way while the queries are prepared, and what preparing them
       // needs is fetched before that.
       prefetch_record(layer_.record_of(sequence_, 0, piece_.head));
-      list tiles(layer_, table, piece_.first, prompt_end, warp_, attend_warps);
+      list tiles(layer_, table, piece_.first, prompt_end, warp_,
+                 std::integral_constant<int32_t, attend_warps>());
       if constexpr (!has_row_class) start_ring(tiles);
       load_queries(batch);
       __syncthreads();
-      prepare_shared_set();
-      if (has_row_class || piece_.last > count_.pages) prepare_row_queries();
-      __syncthreads();
       if constexpr (has_row_class) {
+        prepare_row_queries();
+        __syncthreads();
         sweep_rows(tiles);
         fold_rows();
       } else {
+        prepare_shared_set();
+        __syncthreads();
         sweep_codes<shared_memory::stages>(tiles, shared_.set);
         end_segment(layer_.record_of(sequence_, 0, piece_.head));
+        if (piece_.last > count_.pages) {
+          __syncthreads();
+          prepare_row_queries();
+          __syncthreads();
+        }
       }
     } else {
       load_queries(batch);
@@ -384,18 +399,21 @@ class piece_worker {
       asm volatile("prefetch.global.L1 [%0];" ::"l"(record + offset));
   }
 
-  /// The queries of the pass as floats. Whole block.
+  /// The queries of the pass. Whole block.
   __device__ void load_queries(const attend_batch<Storage>& batch) {
     const int32_t group = layer_.group();
     const int32_t heads = least(pass_heads, group - piece_.pass * pass_heads);
     const Storage* rows = batch.q + (static_cast<int64_t>(piece_.item) * layer_.num_qo_heads +
                                      piece_.head * group + piece_.pass * pass_heads) *
                                         HeadDim;
-    const float factor = layer_.sm_scale * log2_e;
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < pass_heads * HeadDim;
          i += attend_threads) {
-      shared_.q[i / HeadDim][i % HeadDim] = i < heads * HeadDim ? to_float(rows[i]) * factor : 0.0f;
+      shared_.q[i / HeadDim][i % HeadDim] = i < heads * HeadDim ? rows[i] : Storage{};
     }
+  }
+  /// In base-2 units.
+  __device__ float query(int32_t head, int32_t channel) const {
+    return to_float(shared_.q[head][channel]) * (layer_.sm_scale * log2_e);
   }
 
   /// The queries as (high, low) halves, for 16-bit tiles. Whole block.
@@ -403,7 +421,7 @@ class piece_worker {
     if (warp_ < pass_heads) {
       float largest = 0.0f;
       for (int32_t channel = lane_; channel < HeadDim; channel += 32)
-        largest = fmaxf(largest, fabsf(shared_.q[warp_][channel]));
+        largest = fmaxf(largest, fabsf(query(warp_, channel)));
       for (int32_t lanes = 1; lanes < 32; lanes *= 2)
         largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, lanes));
       // A power of two, so that scaling loses nothing.
@@ -420,8 +438,7 @@ class piece_worker {
       const float inverse = 1.0f / shared_.row_scale[column / 2];
       uint32_t word = 0;
       for (int32_t e = 0; e < 2; ++e) {
-        const uint32_t parts =
-            split_in_halves<Storage>(shared_.q[column / 2][channel + e] * inverse);
+        const uint32_t parts = split_in_halves<Storage>(query(column / 2, channel + e) * inverse);
         word |= (column % 2 == 0 ? parts & 0xffffu : parts >> 16) << (16 * e);
       }
       shared_.row_query[i] = word;
@@ -447,7 +464,7 @@ class piece_worker {
         const int32_t channel = quad * 4 + j;
         folded[round][j] = 0.0f;
         if (channel >= HeadDim) continue;
-        const float q = shared_.q[head][channel];
+        const float q = query(head, channel);
         if constexpr (granularity::axis == parameter_axis::channel) {
           const auto pair = reinterpret_cast<const affine_params<Storage>*>(
               record + records::template key_pairs_offset<Class>(HeadDim))[channel];
@@ -493,12 +510,11 @@ class piece_worker {
       set.digit_word(index, quad / 4, column) = high;
       set.digit_word(index, quad / 4, column + 4) = middle;
       set.low_digit_word(index, quad / 4, column) = low;
-      set.low_digit_word(index, quad / 4, column + 4) = 0;
     }
     // The partner of a last block without one.
     if (blocks % 2 == 1 && lane_ < 8) {
       set.digit_word(index, blocks, 2 * head * 4 + lane_) = 0;
-      set.low_digit_word(index, blocks, 2 * head * 4 + lane_) = 0;
+      if (lane_ < 4) set.low_digit_word(index, blocks, 2 * head * 4 + lane_) = 0;
     }
     if (lane_ == 0) {
       set.scale[index][head] = largest / digits_range * 256.0f;
@@ -524,7 +540,7 @@ class piece_worker {
 
   /// Pages [first, last) of one later segment, by one warp.
   __device__ void sweep_alone(const page_entry* table, int32_t first, int32_t last) {
-    list tiles(layer_, table, first, last, 0, 1);
+    list tiles(layer_, table, first, last, 0, std::integral_constant<int32_t, 1>());
     if constexpr (has_row_class) {
       sweep_rows(tiles);
       fold_rows();
@@ -654,7 +670,7 @@ class piece_worker {
 #pragma unroll
       for (int32_t i = 0; i < query_set<HeadDim>::quads; ++i) {
         split_words(set.digits[index][i][lane_], q + 4 * i);
-        split_words(set.low_digits[index][i][lane_], q_low + 4 * i);
+        split_words(set.low_digits[index][i][query_set<HeadDim>::low_lane(lane_)], q_low + 4 * i);
       }
       score_codes<tile::key_bits, HeadDim>(tile_bytes, lane_, q, q_low, sums, low);
     }
@@ -868,7 +884,7 @@ static __global__ void __launch_bounds__(attend_threads, attend_tuning{}.blocks_
     attend_tensor_core_kernel(device_layer<Policies, Storage> layer, attend_batch<Storage> batch,
                               attend_workspace workspace) {
   extern __shared__ __align__(128) std::byte dynamic_memory[];
-  using shared_memory = attend_shared<Policies, HeadDim>;
+  using shared_memory = attend_shared<Policies, Storage, HeadDim>;
   shared_memory& shared = *reinterpret_cast<shared_memory*>(dynamic_memory);
   uint32_t* const prefix = reinterpret_cast<uint32_t*>(dynamic_memory + sizeof(shared_memory));
   const int32_t passes = ceil_div(layer.group(), pass_heads);

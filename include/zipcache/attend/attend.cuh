@@ -45,9 +45,7 @@ attend_kernel<Policies, Storage> make_attend_kernel(int32_t num_items) {
 }
 
 /// Blocks that a GPU may run at most; the workspace has room for their partial states.
-inline int32_t attend_max_blocks() {
-  return num_multiprocessors() * attend_tuning{}.blocks_per_multiprocessor;
-}
+inline int32_t attend_max_blocks() { return num_multiprocessors() * most_attend_blocks; }
 
 }  // namespace detail
 
@@ -112,7 +110,9 @@ void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
           "cudaFuncSetAttribute",
           cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(kernel.shared_bytes)));
-      const dim3 grid(static_cast<unsigned>(max_blocks));
+      const dim3 grid(
+          static_cast<unsigned>(max_blocks / detail::most_attend_blocks *
+                                detail::attend_tuning<HeadDim>::blocks_per_multiprocessor));
       kernel.function<<<grid, detail::attend_threads, kernel.shared_bytes, backend.stream>>>(
           layer, part, parts);
       detail::check_launch("the attend kernel");

@@ -273,6 +273,51 @@ __device__ inline uint32_t arrive(uint32_t* counter) {
   return before;
 }
 
+/// Merges one head's partial states of blocks [first, last], in block order. One warp: lanes are
+/// blocks for the factors and channels for the sums, so that most loads are in flight together.
+template <class PartOf, class Visit>
+__device__ void merge_blocks(int32_t first, int32_t last, int32_t head_dim, const PartOf& part_of,
+                             Visit&& visit) {
+  constexpr int32_t rounds = 8;  // of 32 channels, up to head_dim 256
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  float maximum = -INFINITY;
+  for (int32_t block = first + lane; block <= last; block += 32) {
+    const float* part = part_of(block);
+    maximum = fmaxf(maximum, __ldcg(part + 1) > 0.0f ? __ldcg(part) : -INFINITY);
+  }
+  for (int32_t step = 1; step < 32; step *= 2)
+    maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
+  float sum = 0.0f;
+  float values[rounds] = {};
+  for (int32_t base = first; base <= last; base += 32) {
+    float factor = 0.0f;
+    if (base + lane <= last) {
+      const float* part = part_of(base + lane);
+      const float part_sum = __ldcg(part + 1);
+      factor = part_sum > 0.0f ? exp2_unit(__ldcg(part) - maximum) : 0.0f;
+      sum += factor * part_sum;
+    }
+    const int32_t count = least(32, last - base + 1);
+#pragma unroll 8
+    for (int32_t i = 0; i < count; ++i) {
+      const float scale = __shfl_sync(0xffffffffu, factor, i);
+      const float* part = part_of(base + i) + 2;
+#pragma unroll
+      for (int32_t round = 0; round < rounds; ++round) {
+        const int32_t channel = round * 32 + lane;
+        if (round * 32 < head_dim && channel < head_dim)
+          values[round] = fmaf(scale, __ldcg(part + channel), values[round]);
+      }
+    }
+  }
+  for (int32_t step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+#pragma unroll
+  for (int32_t round = 0; round < rounds; ++round) {
+    const int32_t channel = round * 32 + lane;
+    if (channel < head_dim) visit(channel, values[round], maximum, sum);
+  }
+}
+
 /// Hands the block's merged state on: to the output if the block has the whole (item, head, pass),
 /// else to the workspace, and if all other parts are there already, merges them in block order.
 template <int32_t Heads, class Policies, class Storage, class OutOf>
@@ -319,27 +364,17 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
   if (threadIdx.x == 0) *arrival = arrive(counter);
   __syncthreads();
   if (*arrival != static_cast<uint32_t>(last_block - first_block)) return;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < heads * head_dim; i += attend_threads) {
-    const int32_t head = i / head_dim;
-    const int32_t channel = i - head * head_dim;
-    softmax_state state;
-    float value = 0.0f;
-#pragma unroll 4
-    for (int32_t block = first_block; block <= last_block; ++block) {
-      const float* part = partial_of(block, block > first_block) + head * (head_dim + 2);
-      const float part_maximum = __ldcg(part);
-      const float part_sum = __ldcg(part + 1);
-      const float part_value = __ldcg(part + 2 + channel);
-      if (!(part_sum > 0.0f)) continue;
-      const float maximum = fmaxf(state.maximum, part_maximum);
-      const float own = exp2_unit(state.maximum - maximum);
-      const float theirs = exp2_unit(part_maximum - maximum);
-      value = value * own + part_value * theirs;
-      state.sum = state.sum * own + part_sum * theirs;
-      state.maximum = maximum;
-    }
-    write_output(layer, batch, piece.item, first_qo_head + head, channel, value, state.maximum,
-                 state.sum, kept);
+  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+  for (int32_t head = warp; head < heads; head += attend_warps) {
+    merge_blocks(
+        first_block, last_block, head_dim,
+        [&](int32_t block) {
+          return partial_of(block, block > first_block) + head * (head_dim + 2);
+        },
+        [&](int32_t channel, float value, float maximum, float sum) {
+          write_output(layer, batch, piece.item, first_qo_head + head, channel, value, maximum, sum,
+                       kept);
+        });
   }
   if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
 }

@@ -36,10 +36,88 @@ template <class Policies>
 inline constexpr bool uses_tensor_cores = tensor_core_class<Policies, token_class::salient>&&
     tensor_core_class<Policies, token_class::regular>;
 
-/// Numbers of the kernel, with what they were measured to be best at.
+/// Numbers of the kernel for one head dimension.
+template <int32_t HeadDim>
 struct attend_tuning {
-  int32_t blocks_per_multiprocessor = 4;
-  int32_t stages = 3;  ///< tiles in a warp's ring
+  static constexpr int32_t blocks_per_multiprocessor = HeadDim > 160 ? 2 : 4;  // by registers
+  static constexpr int32_t stages = 3;  // tiles in a warp's ring
+};
+inline constexpr int32_t most_attend_blocks = 4;
+
+/// Tiles on their way into one warp's ring, in the order in which they were asked for. From sm_90
+/// on a tile is one bulk copy that one lane starts and a barrier in shared memory counts; before
+/// that, every lane copies its share and the hardware counts groups.
+template <int32_t Stages>
+struct tile_copies {
+  uint64_t barriers[Stages];
+
+  __device__ void init() {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x % 32 == 0) {
+      for (int32_t slot = 0; slot < Stages; ++slot)
+        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address_of(&barriers[slot]))
+                     : "memory");
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncwarp();
+#endif
+  }
+  /// What was written to the ring by ordinary stores comes before the copies that follow.
+  __device__ static void order_after_stores() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+  }
+  /// All lanes of the warp.
+  __device__ __forceinline__ void start(int32_t slot, void* target, const std::byte* source,
+                                        int32_t bytes) {
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0) {
+      const uint32_t barrier = address_of(&barriers[slot]);
+      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                   : "memory");
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+          "[%3];" ::"r"(address_of(target)),
+          "l"(source), "r"(bytes), "r"(barrier)
+          : "memory");
+    }
+#else
+    for (int32_t offset = lane * 16; offset < bytes; offset += 512) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address_of(target) +
+                                                                     static_cast<uint32_t>(offset)),
+                   "l"(source + offset)
+                   : "memory");
+    }
+#endif
+  }
+  /// Marks the end of one `start`, or of none, so that `wait` may count.
+  __device__ __forceinline__ static void commit() {
+#if __CUDA_ARCH__ < 900
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+  }
+  /// Waits until the tile of `slot` is there. `Pending` commits may be younger; `phase` flips with
+  /// every use of the slot.
+  template <int32_t Pending>
+  __device__ __forceinline__ void wait(int32_t slot, uint32_t phase) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n.reg .pred done;\nretry:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done "
+        "bra retry;\n}" ::"r"(address_of(&barriers[slot])),
+        "r"(phase)
+        : "memory");
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#endif
+    __syncwarp();
+  }
+
+ private:
+  __device__ static uint32_t address_of(const void* shared) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  }
 };
 
 /// Queries folded with one segment's key parameters. Words of a lane are grouped by four, so that
@@ -71,7 +149,7 @@ struct attend_shared {
     // 16-bit tiles are read from global memory.
     return has_pairs(Tile::key_bits) ? Tile::bytes(HeadDim) : 0;
   }
-  static constexpr int32_t stages = attend_tuning{}.stages;
+  static constexpr int32_t stages = attend_tuning<HeadDim>::stages;
   static constexpr int64_t slot_bytes =
       most<int64_t>(most(ring_tile_bytes<salient>(), ring_tile_bytes<regular>()), 16);
 
@@ -99,23 +177,12 @@ struct attend_shared {
   float row_scale[pass_heads];
   block_states<pass_heads> states;
   int32_t counts[attend_warps][stages];
+  tile_copies<stages> copies[attend_warps];
   uint32_t arrival;
 
   __device__ attend_shared() {}
   __device__ const float* out_of(int32_t warp) const { return &warps[warp].kept.out[0][0]; }
 };
-
-__device__ __forceinline__ void copy_16_bytes_async(void* shared, const void* global) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
-}
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int32_t Pending>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-}
 
 /// Softmax of a lane's query head over what its warp has seen of the current segment, and the
 /// lane's part of the output in operand layout.
@@ -331,7 +398,7 @@ class piece_worker {
 
   __device__ piece_worker(const device_layer<Policies, Storage>& layer,
                           const attend_batch<Storage>& batch, shared_memory& shared,
-                          const attend_piece& piece, const sequence_counts& count)
+                          const attend_piece& piece, const sequence_counts& count, uint32_t& phases)
       : layer_(layer),
         shared_(shared),
         piece_(piece),
@@ -339,7 +406,8 @@ class piece_worker {
         sequence_(batch.sequences[piece.item]),
         visible_window_(count.window - (batch.hidden != nullptr ? batch.hidden[piece.item] : 0)),
         warp_(static_cast<int32_t>(threadIdx.x) / 32),
-        lane_(static_cast<int32_t>(threadIdx.x) % 32) {}
+        lane_(static_cast<int32_t>(threadIdx.x) % 32),
+        phases_(phases) {}
 
   /// Everything of the piece; at the end the warp's state is in shared memory.
   __device__ void run(const attend_batch<Storage>& batch) {
@@ -558,43 +626,33 @@ class piece_worker {
     }
   }
 
-  /// Starts copying the next tile into a slot. A group is committed even if there is none.
+  /// Starts copying the next tile into a slot.
   __device__ __forceinline__ bool issue(list& tiles, int32_t slot) {
     const bool some = !tiles.empty();
     if (some) {
-      std::byte* target = shared_.warps[warp_].ring[slot] + lane_ * 16;
-      const std::byte* source = layer_.pages + tiles.offset() + lane_ * 16;
-      if (tiles.is_salient()) {
-        copy_tile<token_class::salient>(target, source);
-      } else {
-        copy_tile<token_class::regular>(target, source);
-      }
+      const bool salient = tiles.is_salient();
+      shared_.copies[warp_].start(
+          slot, shared_.warps[warp_].ring[slot], layer_.pages + tiles.offset(),
+          salient ? copied_bytes<token_class::salient>() : copied_bytes<token_class::regular>());
       const int32_t tokens = tiles.tokens();
-      if (lane_ == 0) {
-        shared_.counts[warp_][slot] =
-            least(tokens, tile_tokens) | (tiles.is_salient() ? 0 : regular_mark);
-      }
+      if (lane_ == 0)
+        shared_.counts[warp_][slot] = least(tokens, tile_tokens) | (salient ? 0 : regular_mark);
       tiles.advance();
     }
-    commit_copies();
+    tile_copies<shared_memory::stages>::commit();
     return some;
   }
   static constexpr int32_t regular_mark = 256;
 
   template <token_class Class>
-  __device__ __forceinline__ void copy_tile(std::byte* target, const std::byte* source) {
-    constexpr int32_t bytes =
-        has_pairs(Policies::template key_bits<Class>)
-            ? static_cast<int32_t>(tile_record<Policies, Class>::bytes(HeadDim))
-            : 0;
-#pragma unroll
-    for (int32_t offset = 0; offset < bytes; offset += 512) {
-      if (offset + 512 <= bytes || offset + lane_ * 16 < bytes)
-        copy_16_bytes_async(target + offset, source + offset);
-    }
+  __device__ static constexpr int32_t copied_bytes() {
+    return has_pairs(Policies::template key_bits<Class>)
+               ? static_cast<int32_t>(tile_record<Policies, Class>::bytes(HeadDim))
+               : 0;
   }
 
   __device__ __forceinline__ void start_ring(list& tiles) {
+    tile_copies<shared_memory::stages>::order_after_stores();
     pending_ = 0;
 #pragma unroll
     for (int32_t slot = 0; slot < shared_memory::stages - 1; ++slot)
@@ -607,8 +665,9 @@ class piece_worker {
     bool salient = salient_bits > 0;  // the class whose field places the sums carry
     if (Stages == 1) pending_ = issue(tiles, 0) ? 1 : 0;
     for (int32_t slot = 0; pending_ > 0; --pending_) {
-      wait_for_copies<(Stages > 1 ? Stages - 2 : 0)>();
-      __syncwarp();
+      shared_.copies[warp_].template wait<(Stages > 1 ? Stages - 2 : 0)>(slot,
+                                                                         phases_ >> slot & 1u);
+      phases_ ^= 1u << slot;
       if (Stages > 1) pending_ += issue(tiles, slot == 0 ? Stages - 1 : slot - 1) ? 1 : 0;
       const int32_t mark = shared_.counts[warp_][slot];
       const int32_t count = mark & (regular_mark - 1);
@@ -632,7 +691,6 @@ class piece_worker {
         pending_ += issue(tiles, 0) ? 1 : 0;
       }
     }
-    wait_for_copies<0>();
     __syncwarp();
     if (salient) change_places<salient_bits, regular_bits>();
   }
@@ -871,6 +929,7 @@ class piece_worker {
   int32_t warp_;
   int32_t lane_;
   int32_t pending_ = 0;
+  uint32_t& phases_;  // of the ring's slots, across pieces
   lane_state<HeadDim> state_;
 };
 
@@ -880,7 +939,8 @@ class piece_worker {
 /// (sequence, head) lane: query head lane % 4, tokens and channels lane / 4 + 8 * n memory:
 /// attend_shared, and the prefix sums of the batch behind it
 template <class Policies, class Storage, int32_t HeadDim>
-static __global__ void __launch_bounds__(attend_threads, attend_tuning{}.blocks_per_multiprocessor)
+static __global__ void __launch_bounds__(attend_threads,
+                                         attend_tuning<HeadDim>::blocks_per_multiprocessor)
     attend_tensor_core_kernel(device_layer<Policies, Storage> layer, attend_batch<Storage> batch,
                               attend_workspace workspace) {
   extern __shared__ __align__(128) std::byte dynamic_memory[];
@@ -891,11 +951,13 @@ static __global__ void __launch_bounds__(attend_threads, attend_tuning{}.blocks_
   const int32_t copies = layer.num_kv_heads * passes;
   const attend_line line = plan_line(layer, batch, copies, prefix);
   write_empty_items(layer, batch, prefix);
+  shared.copies[threadIdx.x / 32].init();
+  uint32_t phases = 0;
   const uint32_t end = line.begin_of(blockIdx.x + 1);
   for (uint32_t unit = line.begin_of(blockIdx.x); unit < end;) {
     const attend_piece piece = find_piece(prefix, batch.num_items, copies, passes, unit, end);
     const sequence_counts count = layer.counts[batch.sequences[piece.item]];
-    piece_worker<Policies, Storage, HeadDim> worker(layer, batch, shared, piece, count);
+    piece_worker<Policies, Storage, HeadDim> worker(layer, batch, shared, piece, count, phases);
     worker.run(batch);
     finish_piece<pass_heads>(
         layer, batch, workspace, line, piece, shared.states,

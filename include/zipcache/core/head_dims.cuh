@@ -1,5 +1,6 @@
 // Kernels are compiled for a list of head dimensions: all multiples of 16 up to 256, unless
-// ZIPCACHE_HEAD_DIMS names fewer (-DZIPCACHE_HEAD_DIMS=64,128 compiles in a fraction of the time).
+// ZIPCACHE_HEAD_DIMS names fewer (`#define ZIPCACHE_HEAD_DIMS 64, 128` before the first include
+// compiles in a fraction of the time).
 #pragma once
 
 #include <cstdint>

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <set>
 #include <span>
 #include <string>
@@ -186,7 +187,10 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// @param[in] q  [num_qo_heads, n, head_dim]; may be empty if the policies need no probes
   /// @param[in] k, v  [num_kv_heads, n, head_dim], rows aligned to 16 bytes
   /// @param[in] options  lse [n, num_qo_heads] in device memory; chunks are not taken: prompt_len
-  /// is 0 or n Takes temporary memory from the stream's pool. Not for capture.
+  /// is 0 or n
+  /// Takes temporary memory from the stream's pool, and may wait for the stream where the policies
+  /// need probes. Not for capture. Values that are not finite are reported by `check`; they spoil
+  /// what is compressed together with them.
   /// @throws state_error  the sequence has tokens
   void prefill(sequence_id sequence, int32_t layer, tensor_view<const Element> q,
                tensor_view<const Element> k, tensor_view<const Element> v,
@@ -257,15 +261,16 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   /// @brief Makes sure that a sequence can grow to `num_tokens` in every layer without the host's
   /// help.
-  /// @throws capacity_error  not enough pages; what was taken stays reserved
+  /// @throws capacity_error  not enough pages; what earlier layers took stays reserved
   void reserve(sequence_id sequence, int64_t num_tokens) {
     detail::require_between("num_tokens", num_tokens, int64_t{0}, limits_.max_tokens);
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
-      const sequence_counts& counts = mirror_of(sequence, layer).counts;
-      const int64_t beyond = num_tokens - counts.sealed - capacity();
-      if (beyond > 0)
-        reserve_pages(sequence, layer,
-                      counts.pages + ceil_div(beyond, interval()) * layers_[0].interval_pages);
+      sequence_counts counts = mirror_of(sequence, layer).counts;
+      while (counts.sealed + capacity() < num_tokens) {
+        counts.window = static_cast<int32_t>(capacity());
+        advance_flush(counts, next_flush(counts), layers_[0].interval, layers_[0].window_slots());
+      }
+      reserve_pages(sequence, layer, counts.pages);
     }
   }
 
@@ -275,15 +280,24 @@ class kv_cache<Element, Policies, cuda_backend> {
   void append(const sequence_list& batch, int32_t layer, const Element* k, const Element* v) {
     check_layer(layer);
     const bool captured = is_capturing();
+    int64_t missing = 0;  // pages, so that either all sequences get theirs or none does
     for (const sequence_id sequence : batch.sequences()) {
       const layer_mirror& mirror = mirror_of(sequence, layer);
-      const int64_t tokens = mirror.counts.sealed + mirror.counts.window;
+      const int64_t tokens = int64_t{mirror.counts.sealed} + mirror.counts.window;
       if (tokens >= limits_.max_tokens)
         detail::refuse(
             "the sequence's length", tokens + 1,
             ("at most max_tokens, which is " + std::to_string(limits_.max_tokens)).c_str());
-      if (!captured && mirror.counts.window >= capacity())
-        reserve_pages(sequence, layer, mirror.counts.pages + layers_[0].interval_pages);
+      if (!captured && is_full(mirror))
+        missing += std::max<int64_t>(0, pages_after_flush(mirror) * shape_.num_kv_heads -
+                                            static_cast<int64_t>(mirror.pages.size()));
+    }
+    ledger_.require_available(missing);
+    if (!captured) {
+      for (const sequence_id sequence : batch.sequences()) {
+        const layer_mirror& mirror = mirror_of(sequence, layer);
+        if (is_full(mirror)) reserve_pages(sequence, layer, pages_after_flush(mirror));
+      }
     }
     zipcache::append(backend_, layers_[static_cast<size_t>(layer)],
                      append_batch<Element>{batch.size(), batch.device_indices(), k, v},
@@ -300,6 +314,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   void attend(const sequence_list& batch, int32_t layer, const Element* q, Element* out,
               float* lse = nullptr) {
     check_layer(layer);
+    if (lse != nullptr) detail::check_device_pointer("lse", lse);
     for (const sequence_id sequence : batch.sequences()) slot_of(sequence);
     attend_batch<Element> given;
     given.num_items = batch.size();
@@ -334,8 +349,17 @@ class kv_cache<Element, Policies, cuda_backend> {
       }
     }
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
-      sequence_counts& counts = truncated.layers[static_cast<size_t>(layer)].counts;
+      layer_mirror& mirror = truncated.layers[static_cast<size_t>(layer)];
+      sequence_counts& counts = mirror.counts;
       counts.window = static_cast<int32_t>(len - counts.sealed);
+      if (len < mirror.begin) {
+        // Rows of the prompt that are gone come again as new ones, and may be probes then.
+        mirror.begin = len;
+        counts.intervals = 0;
+        set_counts(layer, sequence.index, counts);
+        plan_probes(sequence, layer);
+        continue;
+      }
       set_counts(layer, sequence.index, counts);
       if constexpr (Policies::needs_probes)
         detail::forget_probes(backend_.stream, layers_[static_cast<size_t>(layer)],
@@ -376,7 +400,8 @@ class kv_cache<Element, Policies, cuda_backend> {
           "graph. Its sequence takes no more tokens");
     if (has(device_fault::non_finite))
       throw argument_error(
-          "zipcache: k or v was not finite; zeros were stored in place of such values");
+          "zipcache: k or v was not finite; zeros were stored in place of such values of new "
+          "tokens, and a prompt with such values is spoilt");
   }
 
   /// @brief The length that the device has; waits for the stream.
@@ -392,15 +417,15 @@ class kv_cache<Element, Policies, cuda_backend> {
   }
 
   /// @brief Bytes held for the sequences that there are: pages they have or reserved, and their
-  /// share of all that is allocated in advance (window, sinks, records, tables, kept probes). A
-  /// page shared by forks counts once.
+  /// share of all that is allocated in advance (window, sinks, records, tables, kept probes). What
+  /// is in pages shared by forks counts once, its tokens for each.
   zipcache::footprint footprint() const {
     zipcache::footprint total;
     std::set<uint32_t> pages;
     for (const slot& entry : slots_) {
       for (const layer_mirror& mirror : entry.layers) {
+        add_layer_bytes(mirror, pages, total);
         pages.insert(mirror.pages.begin(), mirror.pages.end());
-        add_layer_bytes(mirror, total);
       }
     }
     total.padding_bytes = static_cast<int64_t>(pages.size()) * page_bytes() - total.code_bytes -
@@ -423,6 +448,45 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   int64_t interval() const { return options_.schedule.recompress_interval; }
   int64_t capacity() const { return interval() + options_.schedule.recent_window; }
+  bool is_full(const layer_mirror& mirror) const { return mirror.counts.window >= capacity(); }
+  flush_sizes next_flush(const sequence_counts& counts) const {
+    return layers_[0].next_flush(counts, pinning_flushes_.data());
+  }
+  int64_t pages_after_flush(const layer_mirror& mirror) const {
+    return int64_t{mirror.counts.pages} + next_flush(mirror.counts).pages;
+  }
+
+  /// A flush that makes sinks of the first `pinned` tokens.
+  flush_sizes plan_flush(int64_t pinned, int64_t page_bytes) const {
+    const int64_t rest = interval() - pinned;
+    const int64_t salient = Policies::budget_policy::num_salient(rest, options_.budget);
+    const segment_shape<Policies> shape{shape_.num_kv_heads, shape_.head_dim, rest, salient};
+    return {static_cast<int32_t>(pinned), static_cast<int32_t>(salient),
+            static_cast<int32_t>(Policies::budget_policy::num_recent(rest, options_.budget)),
+            static_cast<int32_t>(shape.plan(page_bytes).num_pages)};
+  }
+
+  /// An interval is compressed in one block's shared memory.
+  void check_interval() const {
+    int device = 0;
+    int shared_bytes = 0;
+    detail::check_cuda("cudaGetDevice", cudaGetDevice(&device));
+    detail::check_cuda(
+        "cudaDeviceGetAttribute",
+        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    const auto needed = [&](int64_t tokens) {
+      return detail::flush_layout<Policies>{static_cast<int32_t>(tokens), shape_.head_dim}.bytes();
+    };
+    // Scores, ranks, list and bitmap take less than 17 bytes a token.
+    const int64_t most_tokens = (shared_bytes - needed(0) - 64) / 17;
+    if (interval() > most_tokens)
+      detail::refuse("recompress_interval", interval(),
+                     ("at most " + std::to_string(most_tokens) +
+                      " on this GPU, whose shared memory an interval must fit into")
+                         .c_str());
+    detail::require_between("recent_window", options_.schedule.recent_window, int64_t{0},
+                            int64_t{1} << 30);
+  }
 
   void allocate(const cache_options& options) {
     const int32_t heads = shape_.num_kv_heads;
@@ -440,23 +504,27 @@ class kv_cache<Element, Policies, cuda_backend> {
     using tiles = segment_shape<Policies>;
     const int64_t largest_tile = most(tiles::salient_tile_bytes(shape_.head_dim),
                                       tiles::regular_tile_bytes(shape_.head_dim));
-    if (common.page_bytes < largest_tile || common.page_bytes > (int64_t{256} << 10) * 4 ||
-        common.page_bytes % 64 != 0) {
-      detail::refuse("page_bytes", common.page_bytes,
-                     ("a multiple of 64 and at least " + std::to_string(largest_tile) +
-                      ", which one tile needs")
+    // The CPU keeps 16-bit rows in pages as well; the same sizes are refused on both.
+    const int64_t least_bytes = most<int64_t>(largest_tile, int64_t{4} * shape_.head_dim);
+    if (options.page_bytes != 0 &&
+        (options.page_bytes < least_bytes || options.page_bytes > (int64_t{256} << 10) ||
+         options.page_bytes % 64 != 0)) {
+      detail::refuse("page_bytes", options.page_bytes,
+                     ("a multiple of 64 from " + std::to_string(least_bytes) +
+                      ", which one tile needs, to 256 KiB")
                          .c_str());
     }
+    detail::require_between("max_pages", options.max_pages, int64_t{0}, int64_t{1} << 31);
+    check_interval();
     common.interval = static_cast<int32_t>(interval());
     common.recent = static_cast<int32_t>(options_.schedule.recent_window);
-    common.interval_salient =
-        static_cast<int32_t>(Policies::budget_policy::num_salient(interval(), options_.budget));
-    common.interval_recent =
-        static_cast<int32_t>(Policies::budget_policy::num_recent(interval(), options_.budget));
-    common.interval_pages =
-        static_cast<int32_t>(tiles{heads, shape_.head_dim, interval(), common.interval_salient}
-                                 .plan(common.page_bytes)
-                                 .num_pages);
+    const flush_sizes flush = plan_flush(0, common.page_bytes);
+    common.interval_salient = flush.salient;
+    common.interval_recent = flush.recent;
+    common.interval_pages = flush.pages;
+    for (int32_t pinned = 1; pinned <= Policies::sink_policy_type::count; ++pinned)
+      pinning_flushes_.push_back(
+          plan_flush(std::min<int64_t>(pinned, interval()), common.page_bytes));
     const int64_t most_intervals = ceil_div(limits_.max_tokens, interval()) + 1;
     const int64_t prompt_pages =
         tiles{heads, shape_.head_dim, limits_.max_tokens,
@@ -473,6 +541,7 @@ class kv_cache<Element, Policies, cuda_backend> {
     common.sink_tiles = ceil_div<int32_t>(Policies::sink_policy_type::count, tile_tokens);
     const int64_t pool_pages =
         options.max_pages > 0 ? options.max_pages : most_pages * heads * sequences * layers;
+    detail::require_between("the number of pages", pool_pages, int64_t{0}, int64_t{1} << 31);
     ledger_ = detail::page_ledger(pool_pages);
 
     const auto make = [](auto& array, int64_t count) {
@@ -490,6 +559,13 @@ class kv_cache<Element, Policies, cuda_backend> {
     make(windows_, per_head * common.window_tiles * common.row_tile_elements());
     make(sinks_, per_head * common.sink_tiles * common.row_tile_elements());
     make(status_, 1);
+    make(device_pinning_flushes_, static_cast<int64_t>(pinning_flushes_.size()));
+    if (!pinning_flushes_.empty())
+      detail::check_cuda(
+          "cudaMemcpy",
+          cudaMemcpy(device_pinning_flushes_.data(), pinning_flushes_.data(),
+                     pinning_flushes_.size() * sizeof(flush_sizes), cudaMemcpyHostToDevice));
+    common.pinning_flushes = device_pinning_flushes_.data();
     if constexpr (Policies::needs_probes) {
       common.probes.max_intervals = static_cast<int32_t>(most_intervals);
       common.probes.mask_words = static_cast<int32_t>(ceil_div<int64_t>(interval(), 32));
@@ -540,7 +616,7 @@ class kv_cache<Element, Policies, cuda_backend> {
                        const prefill_options& options, const std::vector<int64_t>& rows,
                        int64_t pinned, const selection_size& size) {
     const int32_t heads = shape_.num_kv_heads;
-    const int64_t sealed = pinned + size.num_tokens;
+    const int64_t n = k.num_tokens;  // tokens that stay in the window have their share of attention
     const int64_t num_probes = static_cast<int64_t>(rows.size());
     const size_t store_bytes = store_workspace_bytes(target, 1, size.num_tokens);
     size_t saliency_bytes = 0;
@@ -549,7 +625,7 @@ class kv_cache<Element, Policies, cuda_backend> {
                                                 typename Policies::scope_policy>(
           probe_rows_of(nullptr, nullptr, options.lse.empty() ? nullptr : options.lse.data(),
                         num_probes),
-          k.tokens(0, sealed));
+          k);
     // The same code counts and hands out.
     struct {
       int64_t* positions;
@@ -563,9 +639,9 @@ class kv_cache<Element, Policies, cuda_backend> {
       parts.positions = cursor.template take<int64_t>(num_probes);
       parts.q = cursor.template take<Element>(num_probes * shape_.num_qo_heads * shape_.head_dim);
       parts.lse = cursor.template take<float>(num_probes * shape_.num_qo_heads);
-      parts.all_scores = cursor.template take<float>(heads * sealed);
-      parts.scores =
-          pinned > 0 ? cursor.template take<float>(heads * size.num_tokens) : parts.all_scores;
+      parts.all_scores = cursor.template take<float>(heads * n);
+      parts.scores = size.num_tokens < n ? cursor.template take<float>(heads * size.num_tokens)
+                                         : parts.all_scores;
       parts.bitmap = cursor.template take<uint32_t>(heads * ceil_div<int64_t>(size.num_tokens, 32));
       parts.workspace = cursor.template take<std::byte>(
           static_cast<int64_t>(std::max(store_bytes, saliency_bytes)));
@@ -589,20 +665,24 @@ class kv_cache<Element, Policies, cuda_backend> {
             hnd<const Element>(parts.q, shape_.num_qo_heads, num_probes, shape_.head_dim),
             parts.positions, options.lse.empty() ? nullptr : parts.lse};
         saliency<typename Policies::saliency_policy, typename Policies::scope_policy>(
-            backend_, queries, k.tokens(0, sealed), shape_.softmax_scale(), parts.all_scores,
-            workspace);
-      } else {
-        detail::score_positions<typename Policies::saliency_policy>(backend_.stream, heads, sealed,
+            backend_, queries, k, shape_.softmax_scale(), parts.all_scores, workspace);
+      } else if constexpr (Policies::budget_policy::uses_scores) {
+        detail::score_positions<typename Policies::saliency_policy>(backend_.stream, heads, n,
                                                                     parts.all_scores);
+      } else {
+        detail::check_cuda(
+            "cudaMemsetAsync",
+            cudaMemsetAsync(parts.all_scores, 0, static_cast<size_t>(heads * n) * sizeof(float),
+                            backend_.stream));
       }
-      if (pinned > 0) {
+      if (size.num_tokens < n) {
         detail::check_cuda(
             "cudaMemcpy2DAsync",
-            cudaMemcpy2DAsync(
-                parts.scores, static_cast<size_t>(size.num_tokens) * sizeof(float),
-                parts.all_scores + pinned, static_cast<size_t>(sealed) * sizeof(float),
-                static_cast<size_t>(size.num_tokens) * sizeof(float), static_cast<size_t>(heads),
-                cudaMemcpyDeviceToDevice, backend_.stream));
+            cudaMemcpy2DAsync(parts.scores, static_cast<size_t>(size.num_tokens) * sizeof(float),
+                              parts.all_scores + pinned, static_cast<size_t>(n) * sizeof(float),
+                              static_cast<size_t>(size.num_tokens) * sizeof(float),
+                              static_cast<size_t>(heads), cudaMemcpyDeviceToDevice,
+                              backend_.stream));
       }
       select(backend_, parts.scores, heads, size, nullptr, parts.bitmap);
       store(backend_, target, sequence, k.tokens(pinned, size.num_tokens),
@@ -665,18 +745,8 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// What append does to the counts.
   void advance(layer_mirror& mirror) const {
     sequence_counts& counts = mirror.counts;
-    if (counts.window >= capacity()) {
-      counts.window_first =
-          options_.schedule.recent_window == 0
-              ? 0
-              : static_cast<int32_t>((counts.window_first + interval()) %
-                                     (int64_t{layers_[0].window_tiles} * tile_tokens));
-      counts.window -= static_cast<int32_t>(interval());
-      counts.sealed += static_cast<int32_t>(interval());
-      counts.pages += layers_[0].interval_pages;
-      counts.segments += 1;
-      counts.intervals += 1;
-    }
+    if (is_full(mirror))
+      advance_flush(counts, next_flush(counts), layers_[0].interval, layers_[0].window_slots());
     counts.window += 1;
   }
 
@@ -694,7 +764,9 @@ class kv_cache<Element, Policies, cuda_backend> {
     return status != cudaStreamCaptureStatusNone;
   }
 
-  void add_layer_bytes(const layer_mirror& mirror, zipcache::footprint& total) const {
+  /// `seen` are the pages of layers counted before.
+  void add_layer_bytes(const layer_mirror& mirror, const std::set<uint32_t>& seen,
+                       zipcache::footprint& total) const {
     const layer_type& view = layers_[0];
     const int64_t heads = shape_.num_kv_heads;
     const sequence_counts& counts = mirror.counts;
@@ -707,12 +779,16 @@ class kv_cache<Element, Policies, cuda_backend> {
                                (tile::bytes(shape_.head_dim) - tile::code_bytes(shape_.head_dim)) /
                                tile_tokens;
     };
-    const int64_t prompt_salient =
-        Policies::budget_policy::num_salient(counts.prompt_tokens, options_.budget);
-    const int64_t salient = prompt_salient + int64_t{counts.intervals} * view.interval_salient;
-    add_class.template operator()<token_class::salient>(salient);
-    add_class.template operator()<token_class::regular>(int64_t{counts.sealed} - counts.sinks -
-                                                        salient);
+    const auto add_segment = [&](int64_t first_page, int64_t pages, int64_t segment_tokens) {
+      if (pages == 0 || seen.count(mirror.pages[static_cast<size_t>(first_page * heads)]) > 0)
+        return;
+      const int64_t salient = Policies::budget_policy::num_salient(segment_tokens, options_.budget);
+      add_class.template operator()<token_class::salient>(salient);
+      add_class.template operator()<token_class::regular>(segment_tokens - salient);
+    };
+    add_segment(0, counts.prompt_pages, counts.prompt_tokens);
+    for (int64_t i = 0; i < counts.interval_segments(); ++i)
+      add_segment(counts.prompt_pages + i * view.interval_pages, view.interval_pages, interval());
     total.window_bytes += heads * (view.window_tiles + view.sink_tiles) * view.row_tile_elements() *
                           static_cast<int64_t>(sizeof(Element));
     record_bytes_of_all_ = heads * view.max_segments * view.record_bytes();
@@ -780,6 +856,8 @@ class kv_cache<Element, Policies, cuda_backend> {
   detail::device_array<std::byte> pages_, records_, attend_workspace_, append_workspace_;
   detail::device_array<page_entry> tables_;
   detail::device_array<uint32_t> bitmaps_, status_, planned_, recorded_;
+  std::vector<flush_sizes> pinning_flushes_;
+  detail::device_array<flush_sizes> device_pinning_flushes_;
   detail::device_array<sequence_counts> counts_;
   detail::device_array<Element> windows_, sinks_, kept_q_;
   detail::device_array<float> kept_lse_;

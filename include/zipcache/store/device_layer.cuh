@@ -16,19 +16,51 @@
 
 namespace zipcache {
 
-/// Counts of one sequence in one layer. Segments are the prompt's (if it was compressed) and then
-/// one for each interval, all intervals of the same size.
+/// Counts of one sequence in one layer. Segments are a first one of any size (the prompt's, or what
+/// a flush leaves of its interval when it pins sinks), if there is one, and then one for each
+/// interval, all of the same size.
 struct sequence_counts {
   int32_t sealed = 0;         ///< tokens in sinks and segments
   int32_t sinks = 0;          ///< tokens pinned in 16 bits
   int32_t window_first = 0;   ///< ring slot of the oldest token in the window
   int32_t window = 0;         ///< tokens in the window
-  int32_t prompt_tokens = 0;  ///< tokens of the prompt's segment
+  int32_t prompt_tokens = 0;  ///< tokens of the first segment if it is not an interval's
   int32_t prompt_pages = 0;   ///< pages of each head that it has
   int32_t pages = 0;          ///< pages of each head that all segments have
   int32_t segments = 0;
-  int32_t intervals = 0;  ///< of those, flushes of the window
+  int32_t intervals = 0;  ///< flushes of the window since probes were planned
+
+  /// Of the segments, those of whole intervals.
+  ZIPCACHE_HOST_DEVICE int32_t interval_segments() const {
+    return segments - (prompt_tokens > 0 ? 1 : 0);
+  }
 };
+
+/// What one flush does with the interval that it takes out of the window.
+struct flush_sizes {
+  int32_t pinned = 0;   ///< its first tokens, which become sinks
+  int32_t salient = 0;  ///< of the other ones, those that are salient
+  int32_t recent = 0;   ///< of those, the last ones whatever they score
+  int32_t pages = 0;    ///< pages of each head that it fills
+};
+
+/// What a flush does to the counts. `slots` is the size of the window's ring.
+ZIPCACHE_HOST_DEVICE inline void advance_flush(sequence_counts& count, const flush_sizes& flush,
+                                               int32_t interval, int32_t slots) {
+  const int32_t rest = interval - flush.pinned;
+  count.window -= interval;
+  // An empty window may begin anywhere.
+  count.window_first = count.window == 0 ? 0 : (count.window_first + interval) % slots;
+  count.sealed += interval;
+  count.sinks += flush.pinned;
+  count.pages += flush.pages;
+  count.intervals += 1;
+  if (rest == 0) return;
+  count.segments += 1;
+  if (flush.pinned == 0) return;
+  count.prompt_tokens = rest;
+  count.prompt_pages = flush.pages;
+}
 
 /// What a kernel found wrong, as bits of device_layer::status; kv_cache::check reports them.
 enum class device_fault : uint32_t {
@@ -87,15 +119,27 @@ struct device_layer {
   device_probes<Storage> probes;  ///< of policies that need them
   uint32_t* status;               ///< device_fault bits
 
-  int32_t interval;          ///< tokens that a flush compresses
-  int32_t recent;            ///< tokens that always stay in the window
-  int32_t interval_salient;  ///< of an interval, tokens that are salient
-  int32_t interval_recent;   ///< of those, the last ones whatever they score
-  int32_t interval_pages;    ///< pages of each head that a flush fills
+  int32_t interval;                    ///< tokens that a flush compresses
+  int32_t recent;                      ///< tokens that always stay in the window
+  int32_t interval_salient;            ///< of an interval, tokens that are salient
+  int32_t interval_recent;             ///< of those, the last ones whatever they score
+  int32_t interval_pages;              ///< pages of each head that a flush fills
+  const flush_sizes* pinning_flushes;  ///< [sinks]: flushes that pin 1, 2, ... tokens
 
   ZIPCACHE_HOST_DEVICE int32_t group() const { return num_qo_heads / num_kv_heads; }
   ZIPCACHE_HOST_DEVICE int64_t record_bytes() const {
     return segment_record<Policies>::bytes(head_dim);
+  }
+
+  /// Slots of the window's ring.
+  ZIPCACHE_HOST_DEVICE int32_t window_slots() const { return window_tiles * tile_tokens; }
+  /// What the next flush of a sequence does; `pinning` [sinks] where the caller can read it.
+  ZIPCACHE_HOST_DEVICE flush_sizes next_flush(const sequence_counts& count,
+                                              const flush_sizes* pinning) const {
+    constexpr int32_t sinks = Policies::sink_policy_type::count;
+    const int32_t pinned = least(sinks - count.sealed, interval);
+    if (sinks > 0 && pinned > 0) return pinning[pinned - 1];
+    return {0, interval_salient, interval_recent, interval_pages};
   }
 
   ZIPCACHE_HOST_DEVICE page_entry* table_of(int32_t sequence, int32_t head) const {
@@ -113,7 +157,7 @@ struct device_layer {
     return pages + static_cast<int64_t>(number) * page_bytes;
   }
 
-  /// 32-bit words of a 16-bit tile of keys and values together; keys come first.
+  /// Values of a 16-bit tile of keys and values together; keys come first.
   ZIPCACHE_HOST_DEVICE int64_t row_tile_elements() const {
     return int64_t{2} * tile_tokens * head_dim;
   }
@@ -130,7 +174,7 @@ struct device_layer {
   /// Segment that page `index` of a head belongs to, and the first page of that segment.
   ZIPCACHE_HOST_DEVICE int32_t segment_of_page(const sequence_counts& count, int32_t index) const {
     if (index < count.prompt_pages) return 0;
-    return (count.prompt_pages > 0 ? 1 : 0) + (index - count.prompt_pages) / interval_pages;
+    return (count.prompt_tokens > 0 ? 1 : 0) + (index - count.prompt_pages) / interval_pages;
   }
   ZIPCACHE_HOST_DEVICE int32_t segment_end_page(const sequence_counts& count, int32_t index) const {
     if (index < count.prompt_pages) return count.prompt_pages;

@@ -24,14 +24,18 @@ class page_ledger {
   int64_t num_pages() const { return static_cast<int64_t>(shares_.size()); }
   int64_t num_available() const { return static_cast<int64_t>(free_.size()); }
 
-  /// @throws capacity_error  fewer than `count` pages are free; none was taken
-  std::vector<uint32_t> take(int64_t count) {
+  /// @throws capacity_error  fewer than `count` pages are free
+  void require_available(int64_t count) const {
     if (count > num_available()) {
       throw capacity_error("zipcache: " + std::to_string(count) + " pages are needed, and " +
                            std::to_string(num_available()) + " of the pool's " +
                            std::to_string(num_pages()) +
                            " are free; raise cache_options::max_pages or release sequences");
     }
+  }
+  /// @throws capacity_error  fewer than `count` pages are free; none was taken
+  std::vector<uint32_t> take(int64_t count) {
+    require_available(count);
     std::vector<uint32_t> pages(free_.end() - count, free_.end());
     free_.resize(free_.size() - static_cast<size_t>(count));
     for (const uint32_t page : pages) shares_[page] = 1;

@@ -182,69 +182,70 @@ __device__ void score_interval(const device_layer<Policies, Storage>& layer,
       scores[token] = 0.0f;
   }
   __syncthreads();
-  const sequence_counts count = layer.counts[window.sequence];
-  for (int32_t token = static_cast<int32_t>(threadIdx.x); token < interval;
-       token += append_threads) {
-    int64_t visible_probes = 0;
-    if constexpr (Policies::needs_probes) {
-      const uint32_t* planned = layer.probes.planned_of(window.sequence, count.intervals);
-      for (int32_t row = most(0, token - layer.recent); row < interval; ++row)
-        visible_probes += planned[row / 32] >> (row % 32) & 1u;
+  if constexpr (Policies::budget_policy::uses_scores) {  // otherwise zeros, as on the CPU
+    const sequence_counts count = layer.counts[window.sequence];
+    for (int32_t token = static_cast<int32_t>(threadIdx.x); token < interval;
+         token += append_threads) {
+      int64_t visible_probes = 0;
+      if constexpr (Policies::needs_probes) {
+        const uint32_t* planned = layer.probes.planned_of(window.sequence, count.intervals);
+        for (int32_t row = most(0, token - layer.recent); row < interval; ++row)
+          visible_probes += planned[row / 32] >> (row % 32) & 1u;
+      }
+      scores[token] =
+          metric::score(scores[token], token_visibility{visible_probes, interval - token});
     }
-    scores[token] =
-        metric::score(scores[token], token_visibility{visible_probes, interval - token});
+    __syncthreads();
   }
-  __syncthreads();
 }
 
-/// Which of the interval's tokens are salient: bitmap [words], and the tokens by class, salient
-/// ones first. One block.
-template <class Policies, class Storage>
-__device__ void select_interval(const device_layer<Policies, Storage>& layer, const float* scores,
-                                uint64_t* keys, uint32_t* bitmap, int32_t* lists) {
-  const int32_t interval = layer.interval;
-  const int32_t ranked = interval - layer.interval_recent;
-  const int32_t heavy = layer.interval_salient - layer.interval_recent;
-  const int32_t words = ceil_div(interval, 32);
-  for (int32_t token = static_cast<int32_t>(threadIdx.x); token < interval;
+/// Which of the `num_tokens` tokens that become a segment are salient: bitmap [words], and the
+/// tokens by class, salient ones first. One block.
+inline __device__ void select_interval(const float* scores, int32_t num_tokens,
+                                       const flush_sizes& flush, uint64_t* keys, uint32_t* bitmap,
+                                       int32_t* lists) {
+  const int32_t ranked = num_tokens - flush.recent;
+  const int32_t heavy = flush.salient - flush.recent;
+  const int32_t words = ceil_div(num_tokens, 32);
+  for (int32_t token = static_cast<int32_t>(threadIdx.x); token < num_tokens;
        token += append_threads) {
     keys[token] = rank_key(scores[token], static_cast<uint32_t>(token));
   }
   for (int32_t word = static_cast<int32_t>(threadIdx.x); word < words; word += append_threads)
     bitmap[word] = 0;
   __syncthreads();
-  for (int32_t token = static_cast<int32_t>(threadIdx.x); token < interval;
+  for (int32_t token = static_cast<int32_t>(threadIdx.x); token < num_tokens;
        token += append_threads) {
     int32_t before = 0;
     for (int32_t other = 0; other < ranked; ++other) before += keys[other] < keys[token] ? 1 : 0;
     if (token >= ranked || before < heavy) atomicOr(bitmap + token / 32, 1u << (token % 32));
   }
   __syncthreads();
-  for (int32_t token = static_cast<int32_t>(threadIdx.x); token < interval;
+  for (int32_t token = static_cast<int32_t>(threadIdx.x); token < num_tokens;
        token += append_threads) {
     int32_t salient_before = __popc(bitmap[token / 32] & ((1u << (token % 32)) - 1u));
     for (int32_t word = 0; word < token / 32; ++word) salient_before += __popc(bitmap[word]);
     const bool salient = (bitmap[token / 32] >> (token % 32) & 1u) != 0;
-    lists[salient ? salient_before : layer.interval_salient + token - salient_before] = token;
+    lists[salient ? salient_before : flush.salient + token - salient_before] = token;
   }
   __syncthreads();
 }
 
-/// Segment record of one head from the interval's rows. One block, a channel a thread.
+/// Segment record of one head from the segment's rows. One block, a channel a thread.
 template <class Policies, class Storage>
-__device__ void fit_interval(const device_layer<Policies, Storage>& layer,
-                             const window_reader<Policies, Storage>& window, const uint32_t* bitmap,
-                             record_view<Policies, Storage> record) {
+__device__ void fit_interval(const window_reader<Policies, Storage>& window, int32_t num_tokens,
+                             const uint32_t* bitmap, record_view<Policies, Storage> record) {
+  const int32_t head_dim = window.layer.head_dim;
   using keys = typename Policies::key_quantizer_policy;
   using values = typename Policies::value_quantizer_policy;
   constexpr token_class salient = token_class::salient;
   constexpr token_class regular = token_class::regular;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < 2 * layer.head_dim; i += append_threads) {
-    const bool is_key = i < layer.head_dim;
-    const int32_t channel = is_key ? i : i - layer.head_dim;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < 2 * head_dim; i += append_threads) {
+    const bool is_key = i < head_dim;
+    const int32_t channel = is_key ? i : i - head_dim;
     channel_statistics statistics;
     if (is_key ? needed_statistics<keys>::any : needed_statistics<values>::any) {
-      for (int32_t token = 0; token < layer.interval; ++token) {
+      for (int32_t token = 0; token < num_tokens; ++token) {
         const bool is_salient = (bitmap[token / 32] >> (token % 32) & 1u) != 0;
         if (is_key) {
           add_value<keys>(statistics, to_float(window.key(token, channel)), is_salient);
@@ -289,12 +290,31 @@ __device__ void encode_interval_tile(const window_reader<Policies, Storage>& win
                                window.layer.head_dim, record, tile, scratch);
 }
 
-/// Compresses the oldest interval of one head's window into new pages. One block. Counts are not
-/// touched.
+/// The first tokens of one head's window become sinks, behind those that there are. One block.
+template <class Policies, class Storage>
+__device__ void pin_sinks(const window_reader<Policies, Storage>& window, int32_t first_sink,
+                          int32_t count) {
+  const device_layer<Policies, Storage>& layer = window.layer;
+  const int32_t head_dim = layer.head_dim;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < count * head_dim; i += append_threads) {
+    const int32_t token = i / head_dim;
+    const int32_t channel = i - token * head_dim;
+    const int32_t slot = first_sink + token;
+    Storage* tile = layer.sink_tile(window.sequence, window.head, slot / tile_tokens);
+    row_tile_element<key_layout>(tile, head_dim, slot % tile_tokens, channel) =
+        window.key(token, channel);
+    row_tile_element<value_layout>(tile + tile_tokens * head_dim, head_dim, slot % tile_tokens,
+                                   channel) = window.value(token, channel);
+  }
+}
+
+/// Compresses the oldest interval of one head's window into new pages, less the tokens that become
+/// sinks. One block. Counts are not touched.
 template <class Policies, class Storage>
 __device__ void flush_head(const device_layer<Policies, Storage>& layer,
-                           const sequence_counts& count, int32_t sequence, int32_t head,
-                           int32_t num_kept, const float* all_sums, std::byte* memory) {
+                           const sequence_counts& count, const flush_sizes& flush, int32_t sequence,
+                           int32_t head, int32_t num_kept, const float* all_sums,
+                           std::byte* memory) {
   const flush_layout<Policies> layout{layer.interval, layer.head_dim};
   uint64_t* keys = reinterpret_cast<uint64_t*>(memory + layout.keys_offset());
   float* scores = reinterpret_cast<float*>(memory + layout.scores_offset());
@@ -306,50 +326,55 @@ __device__ void flush_head(const device_layer<Policies, Storage>& layer,
                                             warp * layout.warp_scratch_bytes());
 
   const window_reader<Policies, Storage> window{layer, sequence, head, count.window_first};
+  pin_sinks(window, count.sinks, flush.pinned);
+  const int32_t num_tokens = layer.interval - flush.pinned;
+  if (num_tokens == 0) return;
   score_interval(layer, window, num_kept, all_sums, query, scores);
-  select_interval(layer, scores, keys, bitmap, lists);
+  // From here on tokens count from the first one of the segment.
+  const window_reader<Policies, Storage> rows{
+      layer, sequence, head, (count.window_first + flush.pinned) % layer.window_slots()};
+  select_interval(scores + flush.pinned, num_tokens, flush, keys, bitmap, lists);
   const record_view<Policies, Storage> record{layer.record_of(sequence, count.segments, head),
                                               layer.head_dim};
-  fit_interval(layer, window, bitmap, record);
+  fit_interval(rows, num_tokens, bitmap, record);
 
-  const segment_shape<Policies> shape{layer.num_kv_heads, layer.head_dim, layer.interval,
-                                      layer.interval_salient};
+  const int32_t num_regular = num_tokens - flush.salient;
+  const segment_shape<Policies> shape{layer.num_kv_heads, layer.head_dim, num_tokens,
+                                      flush.salient};
   const page_plan plan = shape.plan(layer.page_bytes);
   page_entry* table = layer.table_of(sequence, head) + count.pages;
   int32_t turn = 0;
   int32_t salient_done = 0;
   int32_t regular_done = 0;
-  for (int32_t page = 0; page < layer.interval_pages; ++page) {
-    const page_entry entry = plan.entry(page, table[page].page, layer.interval_salient,
-                                        layer.interval - layer.interval_salient);
+  for (int32_t page = 0; page < flush.pages; ++page) {
+    const page_entry entry = plan.entry(page, table[page].page, flush.salient, num_regular);
     std::byte* tile = layer.page(entry.page);
     for (int32_t first = 0; first < entry.salient_tokens;
          first += tile_tokens, tile += shape.salient_tile_bytes(layer.head_dim)) {
       if (turn++ % (append_threads / 32) != warp) continue;
       encode_interval_tile<Policies, token_class::salient>(
-          window, lists + salient_done + first, least(tile_tokens, entry.salient_tokens - first),
+          rows, lists + salient_done + first, least(tile_tokens, entry.salient_tokens - first),
           record, tile, scratch);
     }
     for (int32_t first = 0; first < entry.regular_tokens;
          first += tile_tokens, tile += shape.regular_tile_bytes(layer.head_dim)) {
       if (turn++ % (append_threads / 32) != warp) continue;
       encode_interval_tile<Policies, token_class::regular>(
-          window, lists + layer.interval_salient + regular_done + first,
+          rows, lists + flush.salient + regular_done + first,
           least(tile_tokens, entry.regular_tokens - first), record, tile, scratch);
     }
     salient_done += entry.salient_tokens;
     regular_done += entry.regular_tokens;
   }
   __syncthreads();  // everybody has read the table's page numbers
-  for (int32_t page = static_cast<int32_t>(threadIdx.x); page < layer.interval_pages;
+  for (int32_t page = static_cast<int32_t>(threadIdx.x); page < flush.pages;
        page += append_threads) {
-    table[page] = plan.entry(page, table[page].page, layer.interval_salient,
-                             layer.interval - layer.interval_salient);
+    table[page] = plan.entry(page, table[page].page, flush.salient, num_regular);
   }
-  const int32_t words = ceil_div(layer.interval, 32);
-  uint32_t* kept_bitmap =
-      layer.bitmap_of(sequence, head) + ceil_div(count.prompt_tokens, 32) + count.intervals * words;
-  for (int32_t word = static_cast<int32_t>(threadIdx.x); word < words; word += append_threads)
+  uint32_t* kept_bitmap = layer.bitmap_of(sequence, head) + ceil_div(count.prompt_tokens, 32) +
+                          count.interval_segments() * ceil_div(layer.interval, 32);
+  for (int32_t word = static_cast<int32_t>(threadIdx.x); word < ceil_div(num_tokens, 32);
+       word += append_threads)
     kept_bitmap[word] = bitmap[word];
 }
 
@@ -358,13 +383,12 @@ inline constexpr uint32_t unreserved_page = 0xffffffffu;
 /// Whether a full window can be compressed now; if not, says why in the layer's status.
 template <class Policies, class Storage>
 __device__ bool can_flush(const device_layer<Policies, Storage>& layer,
-                          const sequence_counts& count, int32_t sequence, int32_t head,
-                          bool probes_complete) {
-  const bool room = count.pages + layer.interval_pages <= layer.max_pages &&
-                    count.segments < layer.max_segments &&
-                    (layer.interval_pages == 0 ||
-                     layer.table_of(sequence, head)[count.pages + layer.interval_pages - 1].page !=
-                         unreserved_page);
+                          const sequence_counts& count, const flush_sizes& flush, int32_t sequence,
+                          int32_t head, bool probes_complete) {
+  const int32_t pages = count.pages + flush.pages;
+  const bool room =
+      pages <= layer.max_pages && count.segments < layer.max_segments &&
+      (flush.pages == 0 || layer.table_of(sequence, head)[pages - 1].page != unreserved_page);
   if (threadIdx.x == 0 && !room)
     atomicOr(layer.status, static_cast<uint32_t>(device_fault::not_reserved));
   if (threadIdx.x == 0 && !probes_complete)
@@ -410,18 +434,11 @@ static __global__ void __launch_bounds__(append_threads)
   if (full) {
     bool complete;
     const int32_t num_kept = count_planned(layer, sequence, count, complete);
-    refused = !can_flush(layer, count, sequence, head, complete);
+    const flush_sizes flush = layer.next_flush(count, layer.pinning_flushes);
+    refused = !can_flush(layer, count, flush, sequence, head, complete);
     if (!refused) {
-      flush_head(layer, count, sequence, head, num_kept, all_sums, append_memory);
-      updated.window_first =
-          (count.window_first + layer.interval) % (layer.window_tiles * tile_tokens);
-      if (layer.recent == 0)
-        updated.window_first = 0;  // the window is empty and may begin anywhere
-      updated.window -= layer.interval;
-      updated.sealed += layer.interval;
-      updated.pages += layer.interval_pages;
-      updated.segments += 1;
-      updated.intervals += 1;
+      flush_head(layer, count, flush, sequence, head, num_kept, all_sums, append_memory);
+      advance_flush(updated, flush, layer.interval, layer.window_slots());
       __syncthreads();  // the interval's rows are read; the new token may take their place
     }
   }

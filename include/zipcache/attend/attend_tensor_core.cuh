@@ -68,23 +68,29 @@ struct tile_copies {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
   }
-  /// All lanes of the warp.
+  /// Whether one lane alone starts a copy.
+  __device__ static constexpr bool by_one_lane() {
+#if __CUDA_ARCH__ >= 900
+    return true;
+#else
+    return false;
+#endif
+  }
+  /// One lane if `by_one_lane`, else all lanes of the warp.
   __device__ __forceinline__ void start(int32_t slot, void* target, const std::byte* source,
                                         int32_t bytes) {
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
 #if __CUDA_ARCH__ >= 900
-    if (lane == 0) {
-      const uint32_t barrier = address_of(&barriers[slot]);
-      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                   : "memory");
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-          "[%3];" ::"r"(address_of(target)),
-          "l"(source), "r"(bytes), "r"(barrier)
-          : "memory");
-    }
+    const uint32_t barrier = address_of(&barriers[slot]);
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(address_of(target)),
+        "l"(source), "r"(bytes), "r"(barrier)
+        : "memory");
 #else
-    for (int32_t offset = lane * 16; offset < bytes; offset += 512) {
+    for (int32_t offset = static_cast<int32_t>(threadIdx.x) % 32 * 16; offset < bytes;
+         offset += 512) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address_of(target) +
                                                                      static_cast<uint32_t>(offset)),
                    "l"(source + offset)
@@ -274,6 +280,10 @@ class tile_list {
     return static_cast<int64_t>(__shfl_sync(full_warp, tile_offset_, taken_ % 32)) * unit_bytes;
   }
   __device__ int32_t tokens() const { return __shfl_sync(full_warp, tile_tokens_, taken_ % 32); }
+  /// Whether this lane is the one that holds the next tile, and what it holds.
+  __device__ bool is_lanes_own() const { return ((taken_ ^ lane()) & 31) == 0; }
+  __device__ int64_t own_offset() const { return static_cast<int64_t>(tile_offset_) * unit_bytes; }
+  __device__ int32_t own_tokens() const { return tile_tokens_; }
   __device__ void advance() {
     ++taken_;
     if (empty()) {
@@ -630,13 +640,22 @@ class piece_worker {
   __device__ __forceinline__ bool issue(list& tiles, int32_t slot) {
     const bool some = !tiles.empty();
     if (some) {
+      // The lane that knows the tile starts its copy, where one lane can.
       const bool salient = tiles.is_salient();
-      shared_.copies[warp_].start(
-          slot, shared_.warps[warp_].ring[slot], layer_.pages + tiles.offset(),
-          salient ? copied_bytes<token_class::salient>() : copied_bytes<token_class::regular>());
-      const int32_t tokens = tiles.tokens();
-      if (lane_ == 0)
-        shared_.counts[warp_][slot] = least(tokens, tile_tokens) | (salient ? 0 : regular_mark);
+      const int32_t bytes =
+          salient ? copied_bytes<token_class::salient>() : copied_bytes<token_class::regular>();
+      std::byte* target = shared_.warps[warp_].ring[slot];
+      auto& copies = shared_.copies[warp_];
+      const bool knows = tiles.is_lanes_own();
+      if constexpr (tile_copies<shared_memory::stages>::by_one_lane()) {
+        if (knows) copies.start(slot, target, layer_.pages + tiles.own_offset(), bytes);
+      } else {
+        copies.start(slot, target, layer_.pages + tiles.offset(), bytes);
+      }
+      if (knows) {
+        shared_.counts[warp_][slot] =
+            least(tiles.own_tokens(), tile_tokens) | (salient ? 0 : regular_mark);
+      }
       tiles.advance();
     }
     tile_copies<shared_memory::stages>::commit();

@@ -24,6 +24,7 @@
 #include <zipcache/select/select.cuh>
 #include <zipcache/store/dequantize.cuh>
 #include <zipcache/store/store.cuh>
+#include <zipcache/stream/device_content.cuh>
 #include <zipcache/stream/device_pages.cuh>
 #include <zipcache/stream/device_rows.cuh>
 #include <zipcache/stream/probe_plan.hpp>
@@ -416,6 +417,58 @@ class kv_cache<Element, Policies, cuda_backend> {
     return int64_t{counts.sealed} + counts.window;
   }
 
+  /// @brief All that one layer of a sequence is made of, for a cache elsewhere; waits for the
+  /// stream.
+  layer_content<Element, Policies> read_layer(sequence_id sequence, int32_t layer) const {
+    const layer_mirror& mirror = mirror_of(sequence, layer);
+    const layer_type& source = layers_[static_cast<size_t>(layer)];
+    const auto index = static_cast<int32_t>(sequence.index);
+    const sequence_counts counts =
+        detail::read_values<sequence_counts>(backend_.stream, source.counts + index, 1)[0];
+    layer_content<Element, Policies> content;
+    detail::read_rows<Policies, Element>(backend_.stream, source, source.sink_tile(index, 0, 0),
+                                         source.sink_tiles, 0, counts.sinks, content.sinks);
+    int64_t page = 0;
+    int64_t word = 0;
+    for (int32_t segment = 0; segment < counts.segments; ++segment) {
+      const bool is_first = segment == 0 && counts.prompt_tokens > 0;
+      const segment_shape<Policies> shape = shape_of(is_first ? counts.prompt_tokens : interval());
+      content.segments.push_back(
+          detail::read_segment(backend_.stream, source, index, segment, shape, page, word));
+      page += shape.plan(source.page_bytes).num_pages;
+      word += shape.bitmap_words();
+    }
+    detail::read_rows<Policies, Element>(backend_.stream, source, source.window_tile(index, 0, 0),
+                                         source.window_tiles, counts.window_first, counts.window,
+                                         content.window);
+    content.interval_start = mirror.begin;
+    if constexpr (Policies::needs_probes)
+      detail::read_probes(backend_.stream, source, index, counts, content);
+    return content;
+  }
+
+  /// @brief A new sequence that is what `read_layer` gave for each layer of another one, in a cache
+  /// of the same shape, policies, options and page size. Waits for the stream.
+  /// @throws argument_error  not one content for each layer, other sizes, more than max_tokens
+  /// @throws capacity_error  no room; the cache is as it was
+  sequence_id restore(std::span<const layer_content<Element, Policies>> contents) {
+    detail::require_equal("contents.size()", static_cast<int64_t>(contents.size()),
+                          shape_.num_layers);
+    for (const auto& content : contents) check_content(content);
+    const sequence_id sequence = create();
+    try {
+      for (int32_t layer = 0; layer < shape_.num_layers; ++layer)
+        restore_layer(sequence, layer, contents[static_cast<size_t>(layer)]);
+    } catch (...) {
+      release(sequence);
+      throw;
+    }
+    return sequence;
+  }
+
+  /// The numbers that every layer works with, defaults filled in.
+  const stream_options& layer_options(int32_t) const { return options_; }
+
   /// @brief Bytes held for the sequences that there are: pages they have or reserved, and their
   /// share of all that is allocated in advance (window, sinks, records, tables, kept probes). What
   /// is in pages shared by forks counts once, its tokens for each.
@@ -454,6 +507,72 @@ class kv_cache<Element, Policies, cuda_backend> {
   }
   int64_t pages_after_flush(const layer_mirror& mirror) const {
     return int64_t{mirror.counts.pages} + next_flush(mirror.counts).pages;
+  }
+
+  segment_shape<Policies> shape_of(int64_t num_tokens) const {
+    return {shape_.num_kv_heads, shape_.head_dim, num_tokens,
+            Policies::budget_policy::num_salient(num_tokens, options_.budget)};
+  }
+
+  void check_content(const layer_content<Element, Policies>& content) const {
+    detail::require_between("the sequence's length", content.sealed() + content.window.num_tokens,
+                            int64_t{0}, limits_.max_tokens);
+    detail::require_between("the number of sinks", content.sinks.num_tokens, int64_t{0},
+                            int64_t{Policies::sink_policy_type::count});
+    detail::require_between("the number of tokens in the window", content.window.num_tokens,
+                            int64_t{0}, capacity());
+    for (size_t i = 0; i < content.segments.size(); ++i) {
+      const segment_content<Policies>& part = content.segments[i];
+      if (i > 0)
+        detail::require_equal("the number of tokens of an interval", part.shape.num_tokens,
+                              interval());
+      detail::require_equal("page_bytes", part.page_bytes, page_bytes());
+      detail::require_equal("num_salient of a segment", part.shape.num_salient,
+                            shape_of(part.shape.num_tokens).num_salient);
+    }
+  }
+
+  void restore_layer(sequence_id sequence, int32_t layer,
+                     const layer_content<Element, Policies>& content) {
+    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const auto index = static_cast<int32_t>(sequence.index);
+    const cudaStream_t stream = backend_.stream;
+    layer_mirror& mirror = mirror_of(sequence, layer);
+    int64_t pages = 0;
+    for (const auto& part : content.segments) pages += part.shape.plan(page_bytes()).num_pages;
+    reserve_pages(sequence, layer, pages);
+
+    sequence_counts counts{};
+    counts.sinks = static_cast<int32_t>(content.sinks.num_tokens);
+    counts.sealed = static_cast<int32_t>(content.sealed());
+    counts.window = static_cast<int32_t>(content.window.num_tokens);
+    int64_t word = 0;
+    for (const segment_content<Policies>& part : content.segments) {
+      const auto segment_pages = static_cast<int32_t>(part.shape.plan(page_bytes()).num_pages);
+      detail::write_segment(stream, target, index, counts.segments, part,
+                            mirror.pages.data() + int64_t{counts.pages} * shape_.num_kv_heads,
+                            counts.pages, word);
+      if (counts.segments == 0) {
+        counts.prompt_tokens = static_cast<int32_t>(part.shape.num_tokens);
+        counts.prompt_pages = segment_pages;
+      }
+      counts.segments += 1;
+      counts.pages += segment_pages;
+      word += part.shape.bitmap_words();
+    }
+    const auto sinks = detail::tiles_of(target, target.sink_tiles, content.sinks);
+    const auto window = detail::tiles_of(target, target.window_tiles, content.window);
+    detail::write_array(stream, target.sink_tile(index, 0, 0), sinks.data(),
+                        static_cast<int64_t>(sinks.size()));
+    detail::write_array(stream, target.window_tile(index, 0, 0), window.data(),
+                        static_cast<int64_t>(window.size()));
+    mirror.counts = counts;
+    mirror.begin = content.interval_start;
+    set_counts(layer, sequence.index, counts);
+    plan_probes(sequence, layer);
+    if constexpr (Policies::needs_probes)
+      detail::write_probes(stream, target, index, counts, content);
+    detail::wait_for(stream);
   }
 
   /// A flush that makes sinks of the first `pinned` tokens.

@@ -349,6 +349,35 @@ class kv_cache<Element, Policies, cpu_backend> {
     return found;
   }
 
+  /// @brief All that one layer of a sequence is made of, for a cache elsewhere. Not for a
+  /// policy_table.
+  /// @throws state_error  a prompt that is not complete
+  layer_content<Element, Policies> read_layer(sequence_id sequence, int32_t layer) const {
+    return inspect(sequence, layer)->content();
+  }
+
+  /// @brief A new sequence that is what `read_layer` gave for each layer of another one, in a cache
+  /// of the same shape, policies, options and page size.
+  /// @throws argument_error  not one content for each layer, other sizes
+  /// @throws capacity_error  the page pool is exhausted
+  sequence_id restore(std::span<const layer_content<Element, Policies>> contents) {
+    detail::require_equal("contents.size()", static_cast<int64_t>(contents.size()),
+                          shape_.num_layers);
+    layer_list layers;
+    for (size_t layer = 0; layer < contents.size(); ++layer) {
+      auto state = std::make_unique<detail::stream<Element, Policies>>(*pool_, shape_,
+                                                                       layer_options_[layer]);
+      state->restore(contents[layer]);
+      layers.push_back(std::move(state));
+    }
+    return adopt(std::move(layers));
+  }
+
+  /// The numbers that a layer works with, defaults filled in.
+  const stream_options& layer_options(int32_t layer) const {
+    return layer_options_[static_cast<size_t>(layer)];
+  }
+
  private:
   using policy_list = detail::policy_list<Policies>;
   using layer_list = std::vector<std::unique_ptr<detail::layer_state<Element>>>;

@@ -2,4 +2,5 @@
 #pragma once
 
 #include <zipcache/kv_cache.cuh>
+#include <zipcache/store/transfer.cuh>
 #include <zipcache/zipcache.hpp>

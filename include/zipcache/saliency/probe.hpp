@@ -19,6 +19,8 @@ struct probe_options {
   double random_fraction = 0.05;
   int64_t max_probes = 0;  ///< at most so many probes of each kind (recent, random); 0: no cap
   uint64_t seed = 0;
+
+  bool operator==(const probe_options&) const = default;
 };
 
 namespace detail {

@@ -13,6 +13,8 @@ namespace zipcache {
 struct budget_options {
   double salient_ratio = 0.0;
   int64_t salient_count = 0;
+
+  bool operator==(const budget_options&) const = default;
 };
 
 namespace detail {

@@ -32,6 +32,8 @@ struct stream_options {
   budget_options budget;
   schedule_options schedule;
   probe_options probe;
+
+  bool operator==(const stream_options&) const = default;
 };
 
 namespace detail {

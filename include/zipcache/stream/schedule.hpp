@@ -13,6 +13,8 @@ namespace zipcache {
 struct schedule_options {
   int64_t recompress_interval = 0;  ///< new tokens that are compressed together
   int64_t recent_window = 0;        ///< newest tokens that always stay in 16 bits
+
+  bool operator==(const schedule_options&) const = default;
 };
 
 /// The prefill is compressed at its end, and then every `DefaultInterval` new tokens (ZipCache,

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@
 #include <zipcache/select/select.hpp>
 #include <zipcache/store/row_store.hpp>
 #include <zipcache/store/store.hpp>
+#include <zipcache/stream/layer_content.hpp>
 #include <zipcache/stream/layer_state.hpp>
 #include <zipcache/stream/options.hpp>
 #include <zipcache/stream/probe_plan.hpp>
@@ -276,7 +278,66 @@ class stream final : public layer_state<Element> {
     return bytes;
   }
 
-  /// What the state is made of, for inspection, tests and transfer to another backend.
+  /// @brief A copy of all that the layer is made of, for a cache elsewhere.
+  /// @throws state_error  a prompt that is not complete
+  layer_content<Element, Policies> content() const {
+    if (is_prefilling())
+      throw state_error("zipcache: a sequence cannot be moved before its prompt is complete");
+    layer_content<Element, Policies> copy;
+    copy_rows(sinks_, copy.sinks);
+    copy_rows(window_, copy.window);
+    for (const auto& sealed : segments_) {
+      segment_content<Policies>& part = copy.segments.emplace_back();
+      part.resize(sealed->shape, pool_->page_bytes());
+      for (size_t page = 0; page < sealed->table.size(); ++page)
+        std::memcpy(part.pages.data() + page * static_cast<size_t>(part.page_bytes),
+                    pool_->data(sealed->table[page].page), static_cast<size_t>(part.page_bytes));
+      part.records = sealed->records;
+      part.bitmaps = sealed->salient_bitmap;
+    }
+    copy.interval_start = interval_start_;
+    copy.probe_positions = probes_.positions;
+    copy.probe_q = probes_.q;
+    copy.probe_lse = probes_.lse;
+    return copy;
+  }
+
+  /// @brief Makes an empty layer what `content` of another was.
+  /// @throws capacity_error  the pool is exhausted; the layer is to be thrown away
+  void restore(const layer_content<Element, Policies>& given) {
+    restore_rows(given.sinks, sinks_);
+    sealed_ = given.sinks.num_tokens;
+    for (const segment_content<Policies>& part : given.segments) {
+      auto sealed = std::make_shared<segment<Policies>>();
+      sealed->shape = part.shape;
+      sealed->first_position = sealed_;
+      sealed->pool = pool_;
+      sealed->pages = page_list(*pool_);
+      const std::vector<page_entry> entries = part.entries();
+      sealed->pages_per_head = static_cast<int64_t>(entries.size());
+      require_equal("page_bytes", part.page_bytes, pool_->page_bytes());
+      for (int32_t head = 0; head < part.shape.num_kv_heads; ++head) {
+        for (page_entry entry : entries) {
+          sealed->pages.grow();
+          entry.page = sealed->pages[sealed->pages.size() - 1];
+          std::memcpy(
+              pool_->data(entry.page),
+              part.pages.data() + sealed->table.size() * static_cast<size_t>(part.page_bytes),
+              static_cast<size_t>(part.page_bytes));
+          sealed->table.push_back(entry);
+        }
+      }
+      sealed->records = part.records;
+      sealed->salient_bitmap = part.bitmaps;
+      sealed_ += part.shape.num_tokens;
+      segments_.push_back(std::move(sealed));
+    }
+    restore_rows(given.window, window_);
+    interval_start_ = given.interval_start;
+    probes_ = {given.probe_positions, given.probe_q, given.probe_lse};
+  }
+
+  /// What the state is made of, for inspection and tests.
   const row_store<storage>& window() const { return window_; }
   const row_store<storage>& sinks() const { return sinks_; }
   const kept_probes<Element>& probes() const { return probes_; }
@@ -475,6 +536,23 @@ class stream final : public layer_state<Element> {
         backend, [&](int64_t token) { return rows_16.key_row(kv_head, token); },
         [&](int64_t token) { return rows_16.value_row(kv_head, token); }, rows_16.size(),
         first_visible, shape_.group(), rows);
+  }
+
+  void copy_rows(const row_store<storage>& rows, row_content<storage>& copy) const {
+    copy.resize(shape_.num_kv_heads, rows.size(), shape_.head_dim);
+    size_t next = 0;
+    for (int32_t head = 0; head < shape_.num_kv_heads; ++head) {
+      for (int64_t token = 0; token < rows.size(); ++token) {
+        std::copy_n(rows.key_row(head, token), shape_.head_dim, copy.keys.data() + next);
+        std::copy_n(rows.value_row(head, token), shape_.head_dim, copy.values.data() + next);
+        next += static_cast<size_t>(shape_.head_dim);
+      }
+    }
+  }
+  void restore_rows(const row_content<storage>& given, row_store<storage>& rows) const {
+    rows.reserve(given.num_tokens);
+    rows.push(given.k(shape_.num_kv_heads, shape_.head_dim),
+              given.v(shape_.num_kv_heads, shape_.head_dim));
   }
 
   void widen_row(const row_store<storage>& rows, int32_t head, int64_t token, int64_t position,

@@ -446,14 +446,7 @@ class kv_cache<Element, Policies, cpu_backend> {
     for (int32_t head = 0; head < x.num_heads; ++head) {
       for (int64_t token = 0; token < x.num_tokens; ++token) {
         const Element* row = x.row(head, token);
-        float largest = 0.0f;
-        bool finite = true;
-        for (int32_t channel = 0; channel < x.head_dim; ++channel) {
-          const float magnitude = std::fabs(to_float(row[channel]));
-          finite = finite && magnitude <= limit;
-          largest = most(largest, magnitude);
-        }
-        if (finite) continue;
+        if (detail::is_within(row, x.head_dim, limit)) continue;
         for (int32_t channel = 0; channel < x.head_dim; ++channel) {
           if (std::fabs(to_float(row[channel])) <= limit) continue;
           throw argument_error("zipcache: " + std::string(name) + " is " +

@@ -76,8 +76,8 @@ namespace detail {
 /// Codes of a tile side as floats: keys [head_dim, 32] or values [32, head_dim]. 16-bit codes
 /// become their values. Tokens from `count` on become zeros, whatever lies there.
 template <template <int> class Layout, int Bits, class Storage>
-void load_codes(const uint32_t* tile, int32_t head_dim, int32_t count, int32_t token_stride,
-                int32_t channel_stride, float* block) {
+void load_codes(scalar_isa, const uint32_t* tile, int32_t head_dim, int32_t count,
+                int32_t token_stride, int32_t channel_stride, float* block) {
   std::fill(block, block + head_dim * tile_tokens, 0.0f);
   for (int32_t token = 0; token < count; ++token) {
     for (int32_t channel = 0; channel < head_dim; ++channel) {
@@ -87,6 +87,16 @@ void load_codes(const uint32_t* tile, int32_t head_dim, int32_t count, int32_t t
     }
   }
 }
+
+}  // namespace detail
+}  // namespace zipcache
+
+#if ZIPCACHE_X86_VECTORS
+#include <zipcache/attend/attend_avx2.hpp>
+#endif
+
+namespace zipcache {
+namespace detail {
 
 /// q times pairs that vary by channel: folded_q = q * step, bias = q . min.
 template <class Storage>
@@ -140,8 +150,10 @@ template <class Granularity, int Bits, class Storage>
 void score_tile(attend_rows& rows, const uint32_t* codes, const affine_params<Storage>* pairs,
                 int32_t count) {
   const int32_t head_dim = rows.head_dim;
-  load_codes<key_layout, Bits, Storage>(codes, head_dim, count, 1, tile_tokens,
-                                        rows.key_block.data());
+  with_isa([&](auto isa) {
+    load_codes<key_layout, Bits, Storage>(isa, codes, head_dim, count, 1, tile_tokens,
+                                          rows.key_block.data());
+  });
   std::fill(rows.scores.begin(), rows.scores.end(), 0.0f);
   if constexpr (has_pairs(Bits) && Granularity::axis == parameter_axis::token) {
     const int32_t groups = groups_per_token<Granularity>(head_dim);
@@ -186,7 +198,7 @@ inline void update_states(attend_rows& rows, int32_t zeros_per_row) {
   for (int32_t row = 0; row < rows.rows; ++row) {
     float* scores = rows.scores.data() + row * tile_tokens;
     softmax_state& state = rows.part_states[static_cast<size_t>(row)];
-    const float factor = state.raise(*std::max_element(scores, scores + tile_tokens));
+    const float factor = state.raise(largest_score(scores));
     if (factor != 1.0f) {
       for (int32_t channel = 0; channel < rows.head_dim; ++channel)
         rows.part_out[static_cast<size_t>(row * rows.head_dim + channel)] *= factor;
@@ -207,8 +219,10 @@ template <class Granularity, int Bits, class Storage>
 void accumulate_tile(attend_rows& rows, const uint32_t* codes, const affine_params<Storage>* pairs,
                      int32_t count) {
   const int32_t head_dim = rows.head_dim;
-  load_codes<value_layout, Bits, Storage>(codes, head_dim, count, head_dim, 1,
-                                          rows.value_block.data());
+  with_isa([&](auto isa) {
+    load_codes<value_layout, Bits, Storage>(isa, codes, head_dim, count, head_dim, 1,
+                                            rows.value_block.data());
+  });
   if constexpr (has_pairs(Bits) && Granularity::axis == parameter_axis::token) {
     const int32_t groups = groups_per_token<Granularity>(head_dim);
     const int32_t group_size = channels_per_group<Granularity>(head_dim);
@@ -307,11 +321,9 @@ void load_queries(tensor_view<const Element> q, int32_t kv_head, int32_t group, 
                   attend_rows& rows) {
   rows.reset(group * static_cast<int32_t>(q.num_tokens), q.head_dim);
   for (int32_t row = 0; row < rows.rows; ++row) {
-    const Element* source = q.row(kv_head * group + row % group, row / group);
-    for (int32_t channel = 0; channel < q.head_dim; ++channel) {
-      rows.q[static_cast<size_t>(row * q.head_dim + channel)] =
-          to_float(source[channel]) * (sm_scale * log2_e);
-    }
+    float* target = rows.q.data() + row * q.head_dim;
+    detail::widen(q.row(kv_head * group + row % group, row / group), q.head_dim, target);
+    for (int32_t channel = 0; channel < q.head_dim; ++channel) target[channel] *= sm_scale * log2_e;
   }
 }
 
@@ -333,17 +345,13 @@ void attend(cpu_backend, KeyRow&& key_row, ValueRow&& value_row, int64_t num_tok
   rows.begin_part();
   for (int64_t first = 0; first < num_tokens; first += tile_tokens) {
     const int32_t count = static_cast<int32_t>(least<int64_t>(tile_tokens, num_tokens - first));
-    std::fill(rows.key_block.begin(), rows.key_block.end(), 0.0f);
-    std::fill(rows.value_block.begin(), rows.value_block.end(), 0.0f);
+    decltype(key_row(first)) keys[tile_tokens] = {};
     for (int32_t token = 0; token < count; ++token) {
-      const auto* key = key_row(first + token);
-      const auto* value = value_row(first + token);
-      for (int32_t channel = 0; channel < head_dim; ++channel) {
-        rows.key_block[static_cast<size_t>(channel * tile_tokens + token)] = to_float(key[channel]);
-        rows.value_block[static_cast<size_t>(token * head_dim + channel)] =
-            to_float(value[channel]);
-      }
+      keys[token] = key_row(first + token);
+      detail::widen(value_row(first + token), head_dim, rows.value_block.data() + token * head_dim);
     }
+    detail::transpose_rows(keys, count, head_dim, rows.key_block.data());
+    std::fill(rows.value_block.begin() + count * head_dim, rows.value_block.end(), 0.0f);
     std::fill(rows.scores.begin(), rows.scores.end(), 0.0f);
     detail::add_scores(rows.q.data(), rows.key_block.data(), rows.rows, head_dim, 0, head_dim,
                        rows.scores.data());

@@ -38,6 +38,15 @@ __device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], const voi
                : "memory");
 }
 
+/// The same, each matrix transposed: a lane gets rows 2 * t and 2 * t + 1 of column g. Not ordered
+/// with other accesses; a barrier is.
+__device__ __forceinline__ void load_transposed_matrices(uint32_t (&matrices)[4], const void* row) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(address));
+}
+
 /// Begins to copy 16 bytes into shared memory, or 16 zeros where `used` is false.
 __device__ __forceinline__ void begin_copy(void* shared, const void* global, bool used) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

@@ -40,12 +40,9 @@ namespace detail {
 template <class Element>
 void load_key_block(tensor_view<const Element> k, int32_t head, int64_t first, float* block) {
   const int64_t count = std::min<int64_t>(block_tokens, k.num_tokens - first);
-  std::fill(block, block + k.head_dim * block_tokens, 0.0f);
-  for (int64_t token = 0; token < count; ++token) {
-    const Element* row = k.row(head, first + token);
-    for (int32_t channel = 0; channel < k.head_dim; ++channel)
-      block[channel * block_tokens + token] = to_float(row[channel]);
-  }
+  const Element* rows[block_tokens] = {};
+  for (int64_t token = 0; token < count; ++token) rows[token] = k.row(head, first + token);
+  transpose_rows(rows, static_cast<int32_t>(count), k.head_dim, block);
 }
 
 /// Attention mass of one KV head's tokens. sums [kv_len]
@@ -60,11 +57,9 @@ void sum_probe_attention(const probe_queries<Element>& probes, tensor_view<const
   // units.
   std::vector<float> q(static_cast<size_t>(rows) * static_cast<size_t>(head_dim));
   for (int32_t row = 0; row < rows; ++row) {
-    const Element* source = probes.q.row(kv_head * group + row % group, row / group);
-    for (int32_t channel = 0; channel < head_dim; ++channel) {
-      q[static_cast<size_t>(row * head_dim + channel)] =
-          to_float(source[channel]) * (sm_scale * log2_e);
-    }
+    float* target = q.data() + row * head_dim;
+    widen(probes.q.row(kv_head * group + row % group, row / group), head_dim, target);
+    for (int32_t channel = 0; channel < head_dim; ++channel) target[channel] *= sm_scale * log2_e;
   }
   std::vector<float> block(static_cast<size_t>(head_dim) * block_tokens);
   std::vector<float> scores(static_cast<size_t>(rows) * block_tokens);
@@ -72,8 +67,8 @@ void sum_probe_attention(const probe_queries<Element>& probes, tensor_view<const
   std::vector<float> maximum(static_cast<size_t>(rows), -std::numeric_limits<float>::infinity());
   std::vector<float> total(static_cast<size_t>(rows), 0.0f);
 
-  // Calls visit(row, scores of the block, number of its tokens that the row sees) for every block
-  // of keys.
+  // Calls visit(row, scores of the block, its first token, number of its tokens that the row sees)
+  // for every block of keys; the scores of the others are -inf.
   const auto for_each_block = [&](auto&& visit) {
     for (int64_t first = 0; first < k.num_tokens; first += block_tokens) {
       // Probes are ascending, so those that see nothing of this block are the first ones.
@@ -90,7 +85,9 @@ void sum_probe_attention(const probe_queries<Element>& probes, tensor_view<const
         const int64_t seen =
             std::min<int64_t>({block_tokens, k.num_tokens - first,
                                probes.positions[static_cast<size_t>(row / group)] + 1 - first});
-        visit(row, scores.data() + row * block_tokens, first, seen);
+        float* score = scores.data() + row * block_tokens;
+        std::fill(score + seen, score + block_tokens, -std::numeric_limits<float>::infinity());
+        visit(row, score, first, seen);
       }
     }
   };
@@ -101,21 +98,18 @@ void sum_probe_attention(const probe_queries<Element>& probes, tensor_view<const
       lse[static_cast<size_t>(row)] = probes.lse[static_cast<size_t>(index)] * log2_e;
     }
   } else {
-    for_each_block([&](int32_t row, const float* score, int64_t, int64_t seen) {
+    for_each_block([&](int32_t row, float* score, int64_t, int64_t) {
       float& peak = maximum[static_cast<size_t>(row)];
       float& sum = total[static_cast<size_t>(row)];
-      float block_peak = peak;
-      for (int64_t token = 0; token < seen; ++token) block_peak = most(block_peak, score[token]);
-      sum *= exp2_poly(peak - block_peak);
+      const float block_peak = most(peak, largest_score(score));
+      sum = sum * exp2_poly(peak - block_peak) + exponentiate(score, block_peak);
       peak = block_peak;
-      for (int64_t token = 0; token < seen; ++token) sum += exp2_poly(score[token] - block_peak);
     });
     for (size_t row = 0; row < lse.size(); ++row) lse[row] = maximum[row] + std::log2(total[row]);
   }
-  for_each_block([&](int32_t row, const float* score, int64_t first, int64_t seen) {
-    const float base = lse[static_cast<size_t>(row)];
-    for (int64_t token = 0; token < seen; ++token)
-      sums[first + token] += exp2_poly(score[token] - base);
+  for_each_block([&](int32_t row, float* score, int64_t first, int64_t seen) {
+    exponentiate(score, lse[static_cast<size_t>(row)]);
+    for (int64_t token = 0; token < seen; ++token) sums[first + token] += score[token];
   });
 }
 

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <zipcache/attend/attend.cuh>
+#include <zipcache/core/head_dims.cuh>
 #include <zipcache/core/workspace.cuh>
 #include <zipcache/kv_cache.hpp>
 #include <zipcache/saliency/saliency.cuh>
@@ -81,6 +82,7 @@ class kv_cache<Element, Policies, cuda_backend> {
            cuda_backend backend = {})
       : shape_(shape), limits_(limits), backend_(backend), ledger_(0) {
     detail::check_shape(shape);
+    detail::dispatch_head_dim(shape.head_dim, [&]<int32_t>() {});  // one that is compiled
     detail::check_granularity<typename Policies::key_quantizer_policy::granularity>(shape.head_dim);
     detail::check_granularity<typename Policies::value_quantizer_policy::granularity>(
         shape.head_dim);

@@ -249,28 +249,16 @@ struct lane_state {
 
 /// Lists tiles of both classes of some pages of one segment, and hands them out one by one: the
 /// salient tiles of up to 32 pages, then their regular ones, then the next pages. A warp works
-/// together on the list; every lane holds what there is to know of one tile.
-template <class Policies, class Storage, int32_t HeadDim>
+/// together on the list; every lane holds what there is to know of one tile. Of `Shares` warps each
+/// takes every Shares-th tile, so that together they read memory in its order.
+template <class Policies, class Storage, int32_t HeadDim, int32_t Shares>
 class tile_list {
  public:
   /// A warp's share of the tiles of pages [first, last).
-  template <int32_t Shares>
   __device__ tile_list(const device_layer<Policies, Storage>& layer, const page_entry* table,
-                       int32_t first, int32_t last, int32_t share,
-                       std::integral_constant<int32_t, Shares> shares)
-      : layer_(layer), table_(table) {
-    const int32_t pages = last - first;
-    if (pages > 32 || Shares == 1) {
-      // Many pages: whole ones for each warp.
-      first_ = first + pages * share / Shares;
-      last_ = first + pages * (share + 1) / Shares;
-      begin_pages(0, 0, std::integral_constant<int32_t, 1>());
-    } else {
-      // Few pages: cut between tiles, and the rest of one class against the rest of the other.
-      first_ = first;
-      last_ = last;
-      begin_pages(share, Shares - 1 - share, shares);
-    }
+                       int32_t first, int32_t last, int32_t share)
+      : layer_(layer), table_(table), first_(first), last_(last), share_(share) {
+    begin_pages();
   }
 
   __device__ bool empty() const { return taken_ == total(); }
@@ -288,7 +276,7 @@ class tile_list {
     ++taken_;
     if (empty()) {
       first_ += 32;
-      begin_pages(0, 0, std::integral_constant<int32_t, 1>());
+      begin_pages();
     } else if (taken_ % 32 == 0) {
       describe_tiles(load_pages());
     }
@@ -324,23 +312,17 @@ class tile_list {
     return page;
   }
 
-  /// Begins with the 32 pages from first_ on, or with later ones if those have no tile. Of each
-  /// class only the given share is handed out.
-  template <int32_t Shares>
-  __device__ void begin_pages(int32_t salient_share, int32_t regular_share,
-                              std::integral_constant<int32_t, Shares>) {
+  /// Begins with the 32 pages from first_ on, or with later ones if those have no tile.
+  __device__ void begin_pages() {
     taken_ = 0;
     salient_ = 0;
     regular_ = 0;
     for (; first_ < last_; first_ += 32) {
       const lane_page page = load_pages();
       const uint32_t ends = __shfl_sync(full_warp, page.ends, 31);
-      const int32_t salient = static_cast<int32_t>(ends & 0xffffu);
-      const int32_t regular = static_cast<int32_t>(ends >> 16);
-      salient_begin_ = salient * salient_share / Shares;
-      regular_begin_ = regular * regular_share / Shares;
-      salient_ = salient * (salient_share + 1) / Shares - salient_begin_;
-      regular_ = regular * (regular_share + 1) / Shares - regular_begin_;
+      // Whoever gets one salient tile more gets no regular one more.
+      salient_ = (static_cast<int32_t>(ends & 0xffffu) + Shares - 1 - share_) / Shares;
+      regular_ = (static_cast<int32_t>(ends >> 16) + share_) / Shares;
       if (total() == 0) continue;
       describe_tiles(page);
       break;
@@ -351,8 +333,8 @@ class tile_list {
   __device__ void describe_tiles(const lane_page& pages) {
     const int32_t index = taken_ + lane();
     const bool salient = index < salient_;
-    const uint32_t tile =
-        static_cast<uint32_t>(salient ? salient_begin_ + index : regular_begin_ + index - salient_);
+    const uint32_t tile = static_cast<uint32_t>(
+        salient ? index * Shares + share_ : (index - salient_) * Shares + Shares - 1 - share_);
     // The first page whose count goes beyond the tile.
     const auto end_of = [&](int32_t page) {
       const uint32_t ends = __shfl_sync(full_warp, pages.ends, page);
@@ -382,11 +364,10 @@ class tile_list {
   const page_entry* table_;
   int32_t first_;  // the pages at hand are [first_, first_ + 32), up to last_
   int32_t last_;
+  int32_t share_;
   int32_t taken_ = 0;
   int32_t salient_ = 0;
   int32_t regular_ = 0;
-  int32_t salient_begin_ = 0;
-  int32_t regular_begin_ = 0;
   // Of the lane's tile:
   uint32_t tile_offset_ = 0;
   int32_t tile_tokens_ = 0;
@@ -397,7 +378,9 @@ template <class Policies, class Storage, int32_t HeadDim>
 class piece_worker {
  public:
   using shared_memory = attend_shared<Policies, Storage, HeadDim>;
-  using list = tile_list<Policies, Storage, HeadDim>;
+  /// Tiles that the block's warps share, and those of a warp alone.
+  using shared_list = tile_list<Policies, Storage, HeadDim, attend_warps>;
+  using lone_list = tile_list<Policies, Storage, HeadDim, 1>;
   static constexpr int32_t blocks = HeadDim / 16;
   static constexpr int salient_bits = Policies::template value_bits<token_class::salient>;
   static constexpr int regular_bits = Policies::template value_bits<token_class::regular>;
@@ -429,8 +412,7 @@ class piece_worker {
       // The first tiles are on their way while the queries are prepared, and what preparing them
       // needs is fetched before that.
       prefetch_record(layer_.record_of(sequence_, 0, piece_.head));
-      list tiles(layer_, table, piece_.first, prompt_end, warp_,
-                 std::integral_constant<int32_t, attend_warps>());
+      shared_list tiles(layer_, table, piece_.first, prompt_end, warp_);
       if constexpr (!has_row_class) start_ring(tiles);
       load_queries(batch);
       __syncthreads();
@@ -618,7 +600,7 @@ class piece_worker {
 
   /// Pages [first, last) of one later segment, by one warp.
   __device__ void sweep_alone(const page_entry* table, int32_t first, int32_t last) {
-    list tiles(layer_, table, first, last, 0, std::integral_constant<int32_t, 1>());
+    lone_list tiles(layer_, table, first, last, 0);
     if constexpr (has_row_class) {
       sweep_rows(tiles);
       fold_rows();
@@ -637,7 +619,8 @@ class piece_worker {
   }
 
   /// Starts copying the next tile into a slot.
-  __device__ __forceinline__ bool issue(list& tiles, int32_t slot) {
+  template <class List>
+  __device__ __forceinline__ bool issue(List& tiles, int32_t slot) {
     const bool some = !tiles.empty();
     if (some) {
       // The lane that knows the tile starts its copy, where one lane can.
@@ -670,7 +653,8 @@ class piece_worker {
                : 0;
   }
 
-  __device__ __forceinline__ void start_ring(list& tiles) {
+  template <class List>
+  __device__ __forceinline__ void start_ring(List& tiles) {
     tile_copies<shared_memory::stages>::order_after_stores();
     pending_ = 0;
 #pragma unroll
@@ -679,8 +663,8 @@ class piece_worker {
   }
 
   /// Streams tiles through the warp's ring of `Stages` slots; with more than one, it was started.
-  template <int32_t Stages>
-  __device__ __forceinline__ void sweep_codes(list& tiles, const query_set<HeadDim>& set) {
+  template <int32_t Stages, class List>
+  __device__ __forceinline__ void sweep_codes(List& tiles, const query_set<HeadDim>& set) {
     bool salient = salient_bits > 0;  // the class whose field places the sums carry
     if (Stages == 1) pending_ = issue(tiles, 0) ? 1 : 0;
     for (int32_t slot = 0; pending_ > 0; --pending_) {
@@ -821,7 +805,8 @@ class piece_worker {
   }
 
   /// Tiles of a class that is kept in 16 bits.
-  __device__ void sweep_rows(list& tiles) {
+  template <class List>
+  __device__ void sweep_rows(List& tiles) {
     for (; !tiles.empty(); tiles.advance()) {
       const int32_t count = tiles.tokens();
       attend_rows_tile(reinterpret_cast<const Storage*>(layer_.pages + tiles.offset()),

@@ -9,5 +9,7 @@ namespace zipcache_llama {
 void add_inspect_command(CLI::App& program);
 void add_check_command(CLI::App& program);
 void add_compare_command(CLI::App& program);
+void add_generate_command(CLI::App& program);
+void add_policies_command(CLI::App& program);
 
 }  // namespace zipcache_llama

@@ -98,7 +98,7 @@ std::vector<line_retrieval_prompt> prompts_of(const compare_options& options, co
   for (int i = 0; i < options.line_prompts; ++i) {
     prompts.push_back(make_line_retrieval(options.lines, options.numbers.seed * 1'000'003 + static_cast<std::uint64_t>(i)));
     const auto encoded = encode(prompts.back(), tokenizer);
-    const std::size_t length = encoded.prompt.size() + encoded.answer_prefix.size() + max_answer_tokens;
+    const std::size_t length = encoded.prompt.size() + encoded.start.size() + encoded.answer.size();
     if (length > static_cast<std::size_t>(context_length)) {
       throw std::invalid_argument("a prompt of --lines " + std::to_string(options.lines) + " has " + std::to_string(length) +
                                   " tokens with its answer, more than the model's context of " +

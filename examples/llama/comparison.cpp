@@ -7,7 +7,6 @@
 #include <mutex>
 #include <string>
 
-#include "chat_template.hpp"
 #include "statistics.hpp"
 #include "vector_math.hpp"
 
@@ -120,11 +119,10 @@ class workbench {
 
   template <class Visit>
   void run_prompt(std::size_t index, std::vector<policy_result>& results, Visit&& visit) {
-    const auto& prompt = input_.prompts[index];
-    const auto encoded = encode(prompt, tokenizer_);
+    const auto encoded = encode(input_.prompts[index], tokenizer_);
     prefill(model_, exact_, encoded.prompt, caches_);
     for (std::size_t i = 0; i < caches_.size(); ++i) {
-      results[i].retrieved[index] = is_retrieved(prompt, answer(encoded.answer_prefix, *caches_[i])) ? 1.0 : 0.0;
+      results[i].retrieved[index] = answers(encoded, *caches_[i]) ? 1.0 : 0.0;
     }
     visit(encoded.prompt.size());
   }
@@ -150,24 +148,24 @@ class workbench {
     }
   }
 
-  // Greedy, until a number has ended.
-  std::string answer(std::span<const int> prefix, policy_cache& cache) {
-    logits_.resize(vocabulary());
-    model_.forward(prefix, cache.length(), cache, logits_);
-    std::string text;
-    for (int i = 0; i < max_answer_tokens; ++i) {
-      const int token = most_likely(logits_);
-      if (tokenizer_.is_special(token)) {
-        break;
+  // Whether greedy decoding behind `start` gives `answer` and then something that is not a digit. It does if each of
+  // these tokens is the most likely one behind those before it, which one pass over all of them tells.
+  bool answers(const encoded_prompt& encoded, policy_cache& cache) {
+    std::vector<int> tokens = encoded.start;
+    tokens.insert(tokens.end(), encoded.answer.begin(), encoded.answer.end());
+    const std::size_t rows = encoded.answer.size() + 1;
+    logits_.resize(rows * vocabulary());
+    model_.forward(tokens, cache.length(), cache, logits_);
+    const auto top = [&](std::size_t row) {
+      return most_likely(std::span<const float>(logits_).subspan(row * vocabulary(), vocabulary()));
+    };
+    for (std::size_t i = 0; i < encoded.answer.size(); ++i) {
+      if (top(i) != encoded.answer[i]) {
+        return false;
       }
-      text += tokenizer_.bytes(token);
-      const auto digit = text.find_first_of("0123456789");
-      if (digit != std::string::npos && text.find_first_not_of("0123456789", digit) != std::string::npos) {
-        break;
-      }
-      model_.forward(std::span(&token, 1), cache.length(), cache, logits_);
     }
-    return text;
+    const auto& next = tokenizer_.bytes(top(rows - 1));
+    return next.empty() || next[0] < '0' || next[0] > '9';
   }
 
   const comparison_input& input_;
@@ -216,10 +214,8 @@ void decode(model& model, std::span<const int> tokens, policy_cache& cache, std:
 }
 
 encoded_prompt encode(const line_retrieval_prompt& prompt, const tokenizer& tokenizer) {
-  const std::string text = prompt.context + prompt.question;
-  const bool chat = tokenizer.special("<|im_start|>") && tokenizer.special("<|im_end|>");
-  return {chat ? chat_prompt(tokenizer, text) : tokenizer.encode(text + "\n"),
-          tokenizer.encode(prompt.answer_prefix)};
+  return {tokenizer.encode(prompt.context + prompt.recalled), tokenizer.encode(prompt.answer_prefix),
+          tokenizer.encode(std::to_string(prompt.expected))};
 }
 
 std::size_t comparison_steps(const comparison_input& input) {

@@ -49,13 +49,14 @@ std::vector<policy_result> compare_policies(const comparison_input& input, model
                                             const std::function<void(std::size_t)>& advance);
 std::size_t comparison_steps(const comparison_input& input);
 
-// The token ids of a prompt and of the start of its answer, as compare_policies uses them.
+// A prompt as compare_policies uses it. Which line is asked for stands in the start of the answer, so no policy knows it
+// when it compresses the prompt.
 struct encoded_prompt {
-  std::vector<int> prompt;         // context and question, as a chat where the vocabulary has one
-  std::vector<int> answer_prefix;  // decoded through the compressed cache before the answer
+  std::vector<int> prompt;
+  std::vector<int> start;   // decoded through the compressed cache, before the answer
+  std::vector<int> answer;  // the number that is asked for
 };
 encoded_prompt encode(const line_retrieval_prompt& prompt, const tokenizer& tokenizer);
-inline constexpr int max_answer_tokens = 8;
 
 // Teacher-forced decoding of `tokens` behind the cache's own, as one token after the other.
 // @param[out] logits  [tokens.size(), vocab_size]

@@ -64,14 +64,25 @@ line_retrieval_prompt make_line_retrieval(int num_lines, std::uint64_t seed) {
   prompt.context =
       "Here is a record of lines. Every line has a name and a number, its REGISTER_CONTENT. Remember them all; "
       "afterwards you are asked for the number of one line.\n\n";
+  const auto line_text = [&](std::size_t i) {
+    return "line " + key_text(keys[i]) + ": REGISTER_CONTENT is <" + std::to_string(smallest_number + numbers[i]) +
+           ">\n";
+  };
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    prompt.context += "line " + key_text(keys[i]) + ": REGISTER_CONTENT is <" +
-                      std::to_string(smallest_number + numbers[i]) + ">\n";
+    prompt.context += line_text(i);
   }
   const auto asked = static_cast<std::size_t>(random.below(keys.size()));
   prompt.line = static_cast<int>(asked);
   prompt.key = key_text(keys[asked]);
   prompt.expected = smallest_number + numbers[asked];
+  prompt.recalled = "\nSome of the lines again:\n";
+  int recalled = 0;
+  for (const int line : draw_distinct(num_lines, num_lines, random)) {
+    if (line != prompt.line && recalled < max_recalled_lines) {
+      prompt.recalled += line_text(static_cast<std::size_t>(line));
+      ++recalled;
+    }
+  }
   prompt.question = "\nWhat is the REGISTER_CONTENT in line " + prompt.key + "? Answer with the number only.";
   prompt.answer_prefix = "line " + prompt.key + ": REGISTER_CONTENT is <";
   return prompt;

@@ -9,9 +9,11 @@ int main(int argc, char** argv) {
   constexpr int usage_or_input_error = 2;
   CLI::App program("Runs a Llama-architecture model from a GGUF file.", "zipcache-llama");
   program.require_subcommand(1);
+  zipcache_llama::add_generate_command(program);
+  zipcache_llama::add_compare_command(program);
+  zipcache_llama::add_policies_command(program);
   zipcache_llama::add_inspect_command(program);
   zipcache_llama::add_check_command(program);
-  zipcache_llama::add_compare_command(program);
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -13,9 +13,9 @@ namespace zipcache_llama {
 
 // The numbers of the command line; those left out are the policy's own.
 struct policy_numbers {
-  std::optional<double> salient_ratio;
-  std::optional<std::int64_t> recompress_interval;
-  std::optional<std::int64_t> recent_window;
+  std::optional<double> salient_ratio = {};
+  std::optional<std::int64_t> recompress_interval = {};
+  std::optional<std::int64_t> recent_window = {};
   std::int64_t max_probes = 0;  // of each kind; 0: no cap
   std::uint64_t seed = 0;
 };

@@ -14,8 +14,7 @@ namespace {
 
 std::vector<bool> mark_salient(const std::vector<float>& scores, double ratio) {
   const auto count = static_cast<std::int64_t>(scores.size());
-  const std::int64_t salient =
-      zipcache::salient_share<60>::num_salient(count, {.salient_ratio = ratio});
+  const std::int64_t salient = zipcache::salient_share<60>::num_salient(count, {.salient_ratio = ratio});
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(salient));
   zipcache::select({}, scores, 1, {count, salient}, tokens);
   std::vector<bool> marks(scores.size());

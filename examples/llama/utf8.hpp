@@ -1,6 +1,7 @@
 // UTF-8, one code point at a time.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <string_view>
@@ -37,6 +38,20 @@ inline utf8_step decode_utf8(std::string_view text) {
     return {};
   }
   return {code_point, length, true};
+}
+
+// How many bytes of `text` do not belong to a code point that may still be continued.
+inline std::size_t whole_utf8_length(std::string_view text) {
+  const std::size_t tail = std::min<std::size_t>(text.size(), 3);
+  for (std::size_t back = 1; back <= tail; ++back) {
+    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
+    if ((byte & 0xC0) == 0x80) {
+      continue;  // a continuation: its start comes before
+    }
+    const std::size_t length = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
+    return length > back ? text.size() - back : text.size();
+  }
+  return text.size();
 }
 
 inline void append_utf8(std::string& text, char32_t code_point) {

@@ -1,5 +1,6 @@
 #include "line_retrieval.hpp"
 
+#include <algorithm>
 #include <set>
 #include <sstream>
 
@@ -40,6 +41,8 @@ TEST_CASE("line retrieval: keys and numbers are distinct and the answer is in th
   CHECK(keys.size() == static_cast<std::size_t>(count));
   CHECK(numbers.size() == static_cast<std::size_t>(count));
   CHECK(prompt.question.find(prompt.key) != std::string::npos);
+  CHECK(prompt.recalled.find(prompt.key) == std::string::npos);  // the answer is not given away
+  CHECK(std::count(prompt.recalled.begin(), prompt.recalled.end(), '<') == std::min(count - 1, max_recalled_lines));
 }
 
 TEST_CASE("line retrieval: as many lines as there are keys, no more", "[llama][retrieval]") {

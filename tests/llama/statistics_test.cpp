@@ -84,3 +84,15 @@ TEST_CASE("sampler: greedy, seeded and cut at top-p", "[llama][sampler]") {
   CHECK(std::abs(counts[0] - 1000) < 120);
   CHECK(std::abs(counts[1] - 6000) < 200);
 }
+
+TEST_CASE("statistics: Wilson's interval", "[llama][statistics]") {
+  const auto half = wilson_interval(5, 10);
+  CHECK(half.mean == 0.5);
+  CHECK(half.low == Approx(0.23659).margin(1e-4));  // published tables
+  CHECK(half.high == Approx(0.76341).margin(1e-4));
+  CHECK(wilson_interval(0, 20).low == 0.0);
+  CHECK(wilson_interval(0, 20).high == Approx(0.16113).margin(1e-4));
+  CHECK(wilson_interval(20, 20).high == 1.0);
+  CHECK_THROWS_AS(wilson_interval(0, 0), std::invalid_argument);
+  CHECK_THROWS_AS(wilson_interval(3, 2), std::invalid_argument);
+}

@@ -3,6 +3,7 @@
 #include "chat_template.hpp"
 #include "support/catch.hpp"
 #include "tiny_model.hpp"
+#include "utf8.hpp"
 
 using namespace zipcache_llama;
 using namespace zipcache_llama_test;
@@ -138,4 +139,16 @@ TEST_CASE("tokenizer: a byte outside the vocabulary becomes the unknown token or
   const tokenizer words(gguf_file::parse(writer.file(), "test.gguf"));
   CHECK(words.encode("ab") == std::vector<int>{0, 1});
   CHECK(words.missing_bytes().size() == 254);
+}
+
+TEST_CASE("utf8: what can still be continued is held back", "[llama][tokenizer]") {
+  CHECK(whole_utf8_length("") == 0);
+  CHECK(whole_utf8_length("abc") == 3);
+  CHECK(whole_utf8_length("a\xC3") == 1);
+  CHECK(whole_utf8_length("a\xC3\xA9") == 3);
+  CHECK(whole_utf8_length("\xE4\xBD") == 0);
+  CHECK(whole_utf8_length("\xE4\xBD\xA0") == 3);
+  CHECK(whole_utf8_length("\xF0\x9F\x98") == 0);
+  CHECK(whole_utf8_length("\xF0\x9F\x98\x80") == 4);
+  CHECK(whole_utf8_length("\x80\x80\x80\x80") == 4);  // never valid: not held back for ever
 }

@@ -79,6 +79,7 @@ void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
   detail::require_between("num_items", batch.num_items, 0, INT32_MAX);
   detail::check_device_pointer("sequences", batch.sequences);
   detail::check_device_pointer("q", batch.q);
+  detail::require(reinterpret_cast<uintptr_t>(batch.q) % 16 == 0, "q must be aligned to 16 bytes");
   detail::check_device_pointer("out", batch.out);
   detail::check_device_pointer("workspace", workspace);
   if (workspace_bytes < attend_workspace_bytes(layer, batch.num_items)) {

@@ -224,7 +224,7 @@ static __global__ void __launch_bounds__(attend_threads)
   const int32_t passes = ceil_div(group, pass_heads);
   const int32_t copies = layer.num_kv_heads * passes;
   const attend_line line = plan_line(layer, batch, copies, prefix);
-  write_empty_items(layer, batch, prefix);
+  write_empty_items<HeadDim>(layer, batch, prefix);
   const uint32_t end = line.begin_of(blockIdx.x + 1);
   for (uint32_t unit = line.begin_of(blockIdx.x); unit < end;) {
     const attend_piece piece = find_piece(prefix, batch.num_items, copies, passes, unit, end);
@@ -245,7 +245,7 @@ static __global__ void __launch_bounds__(attend_threads)
     general_worker<Policies, Storage, HeadDim> worker(layer, shared, piece, count, sequence,
                                                       visible_window);
     worker.run();
-    finish_piece<pass_heads>(
+    finish_piece<HeadDim>(
         layer, batch, workspace, line, piece, shared.states,
         [&](int32_t warp) { return &shared.out[warp][0][0]; }, passes, &shared.arrival);
     __syncthreads();

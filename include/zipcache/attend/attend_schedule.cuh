@@ -193,23 +193,51 @@ __device__ inline int32_t kept_slot(const device_layer<Policies, Storage>& layer
   return slot;
 }
 
+/// One head's state in a warp: channels lane + 32 * n of the output, not yet divided by the sum.
+template <int32_t HeadDim>
+struct head_state {
+  static constexpr int32_t rounds = ceil_div(HeadDim, 32);
+  float maximum = -INFINITY;
+  float sum = 0.0f;
+  float values[rounds] = {};
+
+  /// Calls visit(round, channel) for the lane's channels.
+  template <class Visit>
+  __device__ __forceinline__ static void for_each_channel(Visit&& visit) {
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+#pragma unroll
+    for (int32_t round = 0; round < rounds; ++round) {
+      const int32_t channel = round * 32 + lane;
+      if (HeadDim % 32 == 0 || channel < HeadDim) visit(round, channel);
+    }
+  }
+};
+
 /// What becomes of a finished (item, head): output, log-sum-exp, and the query if it is a probe.
-template <class Policies, class Storage>
-__device__ inline void write_output(const device_layer<Policies, Storage>& layer,
-                                    const attend_batch<Storage>& batch, int32_t item,
-                                    int32_t qo_head, int32_t channel, float value, float maximum,
-                                    float sum, int32_t kept) {
+/// One warp.
+template <int32_t HeadDim, class Policies, class Storage>
+__device__ void write_output(const device_layer<Policies, Storage>& layer,
+                             const attend_batch<Storage>& batch, int32_t item, int32_t qo_head,
+                             const head_state<HeadDim>& state, int32_t kept) {
   const int64_t row = static_cast<int64_t>(item) * layer.num_qo_heads + qo_head;
-  batch.out[row * layer.head_dim + channel] = from_float<Storage>(sum > 0.0f ? value / sum : 0.0f);
-  const float lse = sum > 0.0f ? (maximum + log2f(sum)) * ln_2 : -INFINITY;
-  if (channel == 0 && batch.lse != nullptr) batch.lse[row] = lse;
+  const bool some = state.sum > 0.0f;
+  const float inverse = some ? 1.0f / state.sum : 0.0f;
+  const float lse = some ? (state.maximum + log2f(state.sum)) * ln_2 : -INFINITY;
+  Storage* out = batch.out + row * HeadDim;
+  state.for_each_channel([&](int32_t round, int32_t channel) {
+    out[channel] = from_float<Storage>(state.values[round] * inverse);
+  });
+  const bool first_lane = threadIdx.x % 32 == 0;
+  if (first_lane && batch.lse != nullptr) batch.lse[row] = lse;
   if (kept < 0) return;
   const int32_t sequence = batch.sequences[item];
   const int64_t kept_row =
       (static_cast<int64_t>(sequence) * layer.probes.max_kept + kept) * layer.num_qo_heads +
       qo_head;
-  layer.probes.q[kept_row * layer.head_dim + channel] = batch.q[row * layer.head_dim + channel];
-  if (channel != 0) return;
+  state.for_each_channel([&](int32_t, int32_t channel) {
+    layer.probes.q[kept_row * HeadDim + channel] = batch.q[row * HeadDim + channel];
+  });
+  if (!first_lane) return;
   layer.probes.lse[kept_row] = lse;
   if (qo_head != 0) return;
   const int32_t hidden = batch.hidden != nullptr ? batch.hidden[item] : 0;
@@ -219,16 +247,15 @@ __device__ inline void write_output(const device_layer<Policies, Storage>& layer
 
 /// Sequences without a token have no unit, so nobody else writes their output: zeros, and -inf as
 /// lse.
-template <class Policies, class Storage>
+template <int32_t HeadDim, class Policies, class Storage>
 __device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
                                   const attend_batch<Storage>& batch, const uint32_t* prefix) {
   for (int32_t item = static_cast<int32_t>(blockIdx.x); item < batch.num_items;
        item += static_cast<int32_t>(gridDim.x)) {
     if (prefix[item + 1] > prefix[item]) continue;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < layer.num_qo_heads * layer.head_dim;
-         i += attend_threads) {
-      write_output(layer, batch, item, i / layer.head_dim, i % layer.head_dim, 0.0f, 0.0f, 0.0f,
-                   -1);
+    for (int32_t head = static_cast<int32_t>(threadIdx.x) / 32; head < layer.num_qo_heads;
+         head += attend_warps) {
+      write_output(layer, batch, item, head, head_state<HeadDim>(), -1);
     }
   }
 }
@@ -241,26 +268,26 @@ struct block_states {
   float sum[attend_warps][Heads];
 };
 
-/// Merges the warps' states; visit(head, channel, value, maximum, sum) gets the block's.
-template <int32_t Heads, class OutOf, class Visit>
-__device__ void merge_warps(const block_states<Heads>& states, const OutOf& out_of,
-                            int32_t head_dim, Visit&& visit) {
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < Heads * head_dim; i += attend_threads) {
-    const int32_t head = i / head_dim;
-    float maximum = states.maximum[0][head];
-    for (int32_t warp = 1; warp < attend_warps; ++warp)
-      maximum = fmaxf(maximum, states.maximum[warp][head]);
-    float value = 0.0f;
-    float sum = 0.0f;
-    for (int32_t warp = 0; warp < attend_warps; ++warp) {
-      const float factor = exp2_unit(states.maximum[warp][head] -
-                                     maximum);  // NaN if nobody saw a token; then unused
-      const float scaled = states.sum[warp][head] > 0.0f ? factor : 0.0f;
-      if (scaled > 0.0f) value += scaled * out_of(warp)[i];
-      sum += scaled * states.sum[warp][head];
-    }
-    visit(head, i - head * head_dim, value, maximum, sum);
+/// Merges the warps' states of one head. One warp.
+template <int32_t HeadDim, int32_t Heads, class OutOf>
+__device__ head_state<HeadDim> merge_warps(const block_states<Heads>& states, const OutOf& out_of,
+                                           int32_t head) {
+  head_state<HeadDim> merged;
+  for (int32_t warp = 0; warp < attend_warps; ++warp) {
+    if (states.sum[warp][head] > 0.0f)
+      merged.maximum = fmaxf(merged.maximum, states.maximum[warp][head]);
   }
+  for (int32_t warp = 0; warp < attend_warps; ++warp) {
+    const float sum = states.sum[warp][head];
+    if (!(sum > 0.0f)) continue;
+    const float factor = exp2_unit(states.maximum[warp][head] - merged.maximum);
+    const float* out = out_of(warp) + head * HeadDim;
+    merged.sum += factor * sum;
+    merged.for_each_channel([&](int32_t round, int32_t channel) {
+      merged.values[round] = fmaf(factor, out[channel], merged.values[round]);
+    });
+  }
+  return merged;
 }
 
 /// Counts an arrival: what the block wrote before is seen by whoever counts after it.
@@ -273,86 +300,83 @@ __device__ inline uint32_t arrive(uint32_t* counter) {
   return before;
 }
 
+/// Partial states of one (item, head, pass), each [heads, HeadDim + 2]: maximum, sum, values. A
+/// block leaves at most two: the second of its places is for one that continues an earlier block's.
+template <int32_t Heads, int32_t HeadDim>
+struct partial_states {
+  static constexpr int32_t size = Heads * (HeadDim + 2);
+  float* partials;
+
+  __device__ float* of(int32_t block, bool continues, int32_t head) const {
+    return partials + (static_cast<int64_t>(block) * 2 + (continues ? 1 : 0)) * size +
+           head * (HeadDim + 2);
+  }
+};
+
 /// Merges one head's partial states of blocks [first, last], in block order. One warp: lanes are
 /// blocks for the factors and channels for the sums, so that most loads are in flight together.
-template <class PartOf, class Visit>
-__device__ void merge_blocks(int32_t first, int32_t last, int32_t head_dim, const PartOf& part_of,
-                             Visit&& visit) {
-  constexpr int32_t rounds = 8;  // of 32 channels, up to head_dim 256
+template <int32_t Heads, int32_t HeadDim>
+__device__ head_state<HeadDim> merge_blocks(partial_states<Heads, HeadDim> parts, int32_t first,
+                                            int32_t last, int32_t head) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  float maximum = -INFINITY;
+  head_state<HeadDim> merged;
   for (int32_t block = first + lane; block <= last; block += 32) {
-    const float* part = part_of(block);
-    maximum = fmaxf(maximum, __ldcg(part + 1) > 0.0f ? __ldcg(part) : -INFINITY);
+    const float* part = parts.of(block, block > first, head);
+    merged.maximum = fmaxf(merged.maximum, __ldcg(part + 1) > 0.0f ? __ldcg(part) : -INFINITY);
   }
   for (int32_t step = 1; step < 32; step *= 2)
-    maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
-  float sum = 0.0f;
-  float values[rounds] = {};
+    merged.maximum = fmaxf(merged.maximum, __shfl_xor_sync(0xffffffffu, merged.maximum, step));
   for (int32_t base = first; base <= last; base += 32) {
     float factor = 0.0f;
     if (base + lane <= last) {
-      const float* part = part_of(base + lane);
-      const float part_sum = __ldcg(part + 1);
-      factor = part_sum > 0.0f ? exp2_unit(__ldcg(part) - maximum) : 0.0f;
-      sum += factor * part_sum;
+      const float* part = parts.of(base + lane, base + lane > first, head);
+      const float sum = __ldcg(part + 1);
+      factor = sum > 0.0f ? exp2_unit(__ldcg(part) - merged.maximum) : 0.0f;
+      merged.sum += factor * sum;
     }
     const int32_t count = least(32, last - base + 1);
 #pragma unroll 8
     for (int32_t i = 0; i < count; ++i) {
       const float scale = __shfl_sync(0xffffffffu, factor, i);
-      const float* part = part_of(base + i) + 2;
-#pragma unroll
-      for (int32_t round = 0; round < rounds; ++round) {
-        const int32_t channel = round * 32 + lane;
-        if (round * 32 < head_dim && channel < head_dim)
-          values[round] = fmaf(scale, __ldcg(part + channel), values[round]);
-      }
+      const float* values = parts.of(base + i, base + i > first, head) + 2;
+      merged.for_each_channel([&](int32_t round, int32_t channel) {
+        merged.values[round] = fmaf(scale, __ldcg(values + channel), merged.values[round]);
+      });
     }
   }
-  for (int32_t step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-#pragma unroll
-  for (int32_t round = 0; round < rounds; ++round) {
-    const int32_t channel = round * 32 + lane;
-    if (channel < head_dim) visit(channel, values[round], maximum, sum);
-  }
+  for (int32_t step = 1; step < 32; step *= 2)
+    merged.sum += __shfl_xor_sync(0xffffffffu, merged.sum, step);
+  return merged;
 }
 
 /// Hands the block's merged state on: to the output if the block has the whole (item, head, pass),
-/// else to the workspace, and if all other parts are there already, merges them in block order.
-template <int32_t Heads, class Policies, class Storage, class OutOf>
+/// else to the workspace, and if all other parts are there already, merges them in block order. A
+/// warp works on a head.
+template <int32_t HeadDim, int32_t Heads, class Policies, class Storage, class OutOf>
 __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
                              const attend_batch<Storage>& batch, const attend_workspace& workspace,
                              const attend_line& line, const attend_piece& piece,
                              const block_states<Heads>& states, const OutOf& out_of, int32_t passes,
                              uint32_t* arrival) {
-  const int32_t head_dim = layer.head_dim;
   const int32_t group = layer.group();
   const int32_t first_qo_head = piece.head * group + piece.pass * Heads;
   const int32_t heads = least(Heads, group - piece.pass * Heads);
   const int32_t kept = kept_slot(layer, batch, piece.item);
+  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
   const bool whole = piece.first == 0 && piece.last == piece.total;
-  const int64_t stride = static_cast<int64_t>(Heads) * (head_dim + 2);
-  const auto partial_of = [&](int32_t block, bool continues) {
-    return workspace.partials + (static_cast<int64_t>(block) * 2 + (continues ? 1 : 0)) * stride;
-  };
-  // A block leaves at most two partial states: one that continues an earlier block's, and one that
-  // it begins.
-  float* const mine = partial_of(static_cast<int32_t>(blockIdx.x), piece.first > 0);
-  merge_warps<Heads>(states, out_of, head_dim,
-                     [&](int32_t head, int32_t channel, float value, float maximum, float sum) {
-                       if (whole) {
-                         if (head < heads)
-                           write_output(layer, batch, piece.item, first_qo_head + head, channel,
-                                        value, maximum, sum, kept);
-                       } else {
-                         mine[head * (head_dim + 2) + 2 + channel] = value;
-                         if (channel == 0) {
-                           mine[head * (head_dim + 2)] = maximum;
-                           mine[head * (head_dim + 2) + 1] = sum;
-                         }
-                       }
-                     });
+  const partial_states<Heads, HeadDim> parts{workspace.partials};
+  for (int32_t head = warp; head < heads; head += attend_warps) {
+    const head_state<HeadDim> merged = merge_warps<HeadDim>(states, out_of, head);
+    if (whole) {
+      write_output(layer, batch, piece.item, first_qo_head + head, merged, kept);
+    } else {
+      float* part = parts.of(static_cast<int32_t>(blockIdx.x), piece.first > 0, head);
+      merged.for_each_channel(
+          [&](int32_t round, int32_t channel) { part[2 + channel] = merged.values[round]; });
+      part[0] = merged.maximum;
+      part[1] = merged.sum;
+    }
+  }
   if (whole) return;
   const auto first_block = static_cast<int32_t>(line.block_of(piece.line_begin));
   const auto last_block = static_cast<int32_t>(
@@ -364,17 +388,9 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
   if (threadIdx.x == 0) *arrival = arrive(counter);
   __syncthreads();
   if (*arrival != static_cast<uint32_t>(last_block - first_block)) return;
-  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
   for (int32_t head = warp; head < heads; head += attend_warps) {
-    merge_blocks(
-        first_block, last_block, head_dim,
-        [&](int32_t block) {
-          return partial_of(block, block > first_block) + head * (head_dim + 2);
-        },
-        [&](int32_t channel, float value, float maximum, float sum) {
-          write_output(layer, batch, piece.item, first_qo_head + head, channel, value, maximum, sum,
-                       kept);
-        });
+    write_output(layer, batch, piece.item, first_qo_head + head,
+                 merge_blocks(parts, first_block, last_block, head), kept);
   }
   if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
 }

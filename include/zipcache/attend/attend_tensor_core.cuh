@@ -408,13 +408,15 @@ class piece_worker {
     const int32_t prompt_end = least(pages_end, count_.prompt_pages);
     const page_entry* table = layer_.table_of(sequence_, piece_.head);
     state_.begin_segment();
+    uint4 fetched[query_rounds];
+    fetch_queries(batch, fetched);
     if (piece_.first < prompt_end) {
       // The first tiles are on their way while the queries are prepared, and what preparing them
       // needs is fetched before that.
       prefetch_record(layer_.record_of(sequence_, 0, piece_.head));
       shared_list tiles(layer_, table, piece_.first, prompt_end, warp_);
       if constexpr (!has_row_class) start_ring(tiles);
-      load_queries(batch);
+      keep_queries(fetched);
       __syncthreads();
       if constexpr (has_row_class) {
         prepare_row_queries();
@@ -433,7 +435,7 @@ class piece_worker {
         }
       }
     } else {
-      load_queries(batch);
+      keep_queries(fetched);
       __syncthreads();
       if (has_row_class || piece_.last > count_.pages) prepare_row_queries();
       __syncthreads();
@@ -459,16 +461,28 @@ class piece_worker {
       asm volatile("prefetch.global.L1 [%0];" ::"l"(record + offset));
   }
 
-  /// The queries of the pass. Whole block.
-  __device__ void load_queries(const attend_batch<Storage>& batch) {
+  /// The queries of the pass, eight channels a thread: asked for by `fetch_queries`, so that they
+  /// are on their way early, and put into shared memory by `keep_queries`. Whole block.
+  static constexpr int32_t query_rounds = ceil_div(pass_heads * HeadDim / 8, attend_threads);
+  __device__ void fetch_queries(const attend_batch<Storage>& batch,
+                                uint4 (&fetched)[query_rounds]) {
     const int32_t group = layer_.group();
     const int32_t heads = least(pass_heads, group - piece_.pass * pass_heads);
     const Storage* rows = batch.q + (static_cast<int64_t>(piece_.item) * layer_.num_qo_heads +
                                      piece_.head * group + piece_.pass * pass_heads) *
                                         HeadDim;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < pass_heads * HeadDim;
-         i += attend_threads) {
-      shared_.q[i / HeadDim][i % HeadDim] = i < heads * HeadDim ? rows[i] : Storage{};
+#pragma unroll
+    for (int32_t round = 0; round < query_rounds; ++round) {
+      const int32_t i = round * attend_threads + static_cast<int32_t>(threadIdx.x);
+      fetched[round] = i * 8 < heads * HeadDim ? reinterpret_cast<const uint4*>(rows)[i] : uint4{};
+    }
+  }
+  __device__ void keep_queries(const uint4 (&fetched)[query_rounds]) {
+#pragma unroll
+    for (int32_t round = 0; round < query_rounds; ++round) {
+      const int32_t i = round * attend_threads + static_cast<int32_t>(threadIdx.x);
+      if (i * 8 < pass_heads * HeadDim)
+        reinterpret_cast<uint4*>(&shared_.q[0][0])[i] = fetched[round];
     }
   }
   /// In base-2 units.
@@ -954,7 +968,7 @@ static __global__ void __launch_bounds__(attend_threads,
   const int32_t passes = ceil_div(layer.group(), pass_heads);
   const int32_t copies = layer.num_kv_heads * passes;
   const attend_line line = plan_line(layer, batch, copies, prefix);
-  write_empty_items(layer, batch, prefix);
+  write_empty_items<HeadDim>(layer, batch, prefix);
   shared.copies[threadIdx.x / 32].init();
   uint32_t phases = 0;
   const uint32_t end = line.begin_of(blockIdx.x + 1);
@@ -963,7 +977,7 @@ static __global__ void __launch_bounds__(attend_threads,
     const sequence_counts count = layer.counts[batch.sequences[piece.item]];
     piece_worker<Policies, Storage, HeadDim> worker(layer, batch, shared, piece, count, phases);
     worker.run(batch);
-    finish_piece<pass_heads>(
+    finish_piece<HeadDim>(
         layer, batch, workspace, line, piece, shared.states,
         [&](int32_t warp) { return shared.out_of(warp); }, passes, &shared.arrival);
     __syncthreads();

@@ -23,6 +23,10 @@
 #include <zipcache/core/view.hpp>
 #include <zipcache/detail/block_math.hpp>
 #include <zipcache/store/store.hpp>
+#if ZIPCACHE_X86_VECTORS
+#include <zipcache/attend/attend_avx2.hpp>
+#include <zipcache/attend/attend_avx512.hpp>
+#endif
 
 namespace zipcache {
 
@@ -38,6 +42,9 @@ struct attend_rows {
   std::vector<softmax_state> part_states;
   std::vector<float> part_out, folded_q, bias, scores, weights, zeros, group_sums, key_block,
       value_block, tile_out;
+#if ZIPCACHE_X86_VECTORS
+  detail::packed_scratch packed;
+#endif
 
   void reset(int32_t num_rows, int32_t dim) {
     rows = num_rows;
@@ -87,16 +94,6 @@ void load_codes(scalar_isa, const uint32_t* tile, int32_t head_dim, int32_t coun
     }
   }
 }
-
-}  // namespace detail
-}  // namespace zipcache
-
-#if ZIPCACHE_X86_VECTORS
-#include <zipcache/attend/attend_avx2.hpp>
-#endif
-
-namespace zipcache {
-namespace detail {
 
 /// q times pairs that vary by channel: folded_q = q * step, bias = q . min.
 template <class Storage>
@@ -284,11 +281,143 @@ void unfold_values(attend_rows& rows, side_parameters<Storage> given) {
   }
 }
 
+#if ZIPCACHE_X86_VECTORS
+
+/// Layouts that the kernels of attend_avx512.hpp read: 2 or 4 bits, and parameters that are folded
+/// once for a class (by channel of the segment) or lie with one pair for a token.
+template <class Granularity, int Bits>
+inline constexpr bool is_packed_side = (Bits == 2 || Bits == 4) && Granularity::group_size == 0 &&
+                                       (Granularity::axis == parameter_axis::token ||
+                                        Granularity::home == parameter_home::segment);
+
+template <class Tile>
+inline constexpr bool is_packed_tile =
+    is_packed_side<typename Tile::key_granularity, Tile::key_bits>&&
+        is_packed_side<typename Tile::value_granularity, Tile::value_bits>;
+
+inline bool reads_packed(const attend_rows& rows) {
+  return active_cpu().load(std::memory_order_relaxed) == cpu_level::avx512 &&
+         rows.head_dim % 64 == 0 && rows.rows <= packed_scratch::most_rows;
+}
+
+/// Calls work(first row, its chunk, integral constant of the number of rows in the chunk).
+template <class Work>
+void for_row_chunks(int32_t rows, Work&& work) {
+  for (int32_t first = 0; first < rows; first += packed_scratch::row_chunk) {
+    const int32_t chunk = first / packed_scratch::row_chunk;
+    switch (rows - first) {
+      case 1:
+        work(first, chunk, std::integral_constant<int, 1>{});
+        break;
+      case 2:
+        work(first, chunk, std::integral_constant<int, 2>{});
+        break;
+      case 3:
+        work(first, chunk, std::integral_constant<int, 3>{});
+        break;
+      default:
+        work(first, chunk, std::integral_constant<int, 4>{});
+    }
+  }
+}
+
+/// Steps and minima of the tokens of one side of a tile; none where pairs vary by channel.
+struct tile_pairs_by_token {
+  alignas(64) float steps[tile_tokens];
+  alignas(64) float mins[tile_tokens];
+};
+
+/// Makes probabilities of one row's scores and orders them for its values. The maximum rises only
+/// when a score exceeds it by a margin, which floats have room for: rescaling touches every
+/// accumulator.
+inline void weigh_packed_row(attend_rows& rows, int32_t row, float largest,
+                             const tile_pairs_by_token* pairs) {
+  constexpr float margin = 8.0f;
+  const int32_t row_size = 8 * rows.head_dim;
+  float* scores = rows.scores.data() + row * tile_tokens;
+  float* sums = rows.packed.sums.data() + row * row_size;
+  softmax_state& state = rows.part_states[static_cast<size_t>(row)];
+  float& zero = rows.zeros[static_cast<size_t>(row)];
+  if (largest > state.maximum + margin) {
+    const float factor = state.raise(largest);
+    scale_all(sums, row_size, factor);
+    zero *= factor;
+  }
+  state.sum += exponentiate(avx512_isa{}, scores, state.maximum);
+  if (pairs != nullptr) zero += dot_tokens(scores, pairs->mins);
+  order_weights(scores, pairs == nullptr ? nullptr : pairs->steps,
+                rows.packed.weights.data() + row * 64);
+}
+
+/// attend_class on packed codes: see attend_avx512.hpp.
+template <class Policies, token_class Class, class Storage>
+void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_rows& rows) {
+  using tile = tile_record<Policies, Class>;
+  using key_granularity = typename tile::key_granularity;
+  using value_granularity = typename tile::value_granularity;
+  constexpr bool keys_by_token = key_granularity::axis == parameter_axis::token;
+  constexpr bool values_by_token = value_granularity::axis == parameter_axis::token;
+  const int32_t head_dim = rows.head_dim;
+  const auto record = view_record<Policies, Storage>(sealed, head);
+  packed_scratch& packed = rows.packed;
+  rows.begin_part();
+  fold_keys<key_granularity, tile::key_bits>(rows, record.template key_side<Class>());
+  split_queries<tile::key_bits>(rows.folded_q.data(), rows.rows, head_dim, packed);
+  packed.sums.resize(static_cast<size_t>(rows.rows * 8 * head_dim));
+  packed.weights.resize(static_cast<size_t>(rows.rows * 64));
+  std::fill_n(packed.sums.data(), rows.rows * 8 * head_dim, 0.0f);
+  tile_pairs_by_token key_pairs, value_pairs;
+
+  sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t count) {
+    using pair = affine_params<Storage>;
+    const auto* keys = reinterpret_cast<const uint32_t*>(bytes);
+    const auto* values =
+        reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim));
+    if constexpr (keys_by_token)
+      load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::key_pairs_offset(head_dim)),
+                       count, key_pairs.steps, key_pairs.mins);
+    if constexpr (values_by_token)
+      load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::value_pairs_offset(head_dim)),
+                       count, value_pairs.steps, value_pairs.mins);
+    for_row_chunks(rows.rows, [&](int32_t first, int32_t chunk, auto size) {
+      score_packed_keys<tile::key_bits, size()>(
+          keys, head_dim, packed.key_digits.data() + first * head_dim * packed_scratch::digits,
+          packed.has_third[chunk], packed.scales + first, rows.scores.data() + first * tile_tokens);
+    });
+    for (int32_t row = 0; row < rows.rows; ++row) {
+      const size_t i = static_cast<size_t>(row);
+      const float largest = finish_scores(rows.scores.data() + row * tile_tokens, count,
+                                          keys_by_token ? key_pairs.steps : nullptr, key_pairs.mins,
+                                          rows.bias[i], rows.group_sums[i]);
+      weigh_packed_row(rows, row, largest, values_by_token ? &value_pairs : nullptr);
+    }
+    for_row_chunks(rows.rows, [&](int32_t first, int32_t, auto size) {
+      add_packed_values<tile::value_bits, size()>(values, head_dim,
+                                                  packed.weights.data() + first * 64,
+                                                  packed.sums.data() + first * 8 * head_dim);
+    });
+  });
+  for (int32_t row = 0; row < rows.rows; ++row) {
+    unpack_sums<tile::value_bits>(packed.sums.data() + row * 8 * head_dim, head_dim,
+                                  rows.part_out.data() + row * head_dim);
+  }
+  unfold_values<value_granularity, tile::value_bits>(rows, record.template value_side<Class>());
+  rows.end_part();
+}
+
+#endif
+
 template <class Policies, token_class Class, class Storage>
 void attend_class(const segment<Policies>& sealed, int32_t head, attend_rows& rows) {
   using tile = tile_record<Policies, Class>;
   if constexpr (!Policies::template evicts<Class>) {
     if (sealed.shape.template class_tokens<Class>() == 0) return;
+#if ZIPCACHE_X86_VECTORS
+    if constexpr (is_packed_tile<tile>) {
+      if (reads_packed(rows))
+        return attend_packed_class<Policies, Class, Storage>(sealed, head, rows);
+    }
+#endif
     const int32_t head_dim = sealed.shape.head_dim;
     const auto record = view_record<Policies, Storage>(sealed, head);
     rows.begin_part();

@@ -1,0 +1,364 @@
+// Decoding on packed codes with AVX-512 and VNNI: a tile's words are loaded once for up to four
+// query rows and never become a block of floats. Included by attend.hpp.
+//
+// 64 bytes of a tile are four words of the lanes 4 * g + t, t = 0..3, of one g (layout.hpp; this
+// needs head_dim % 64 == 0, which makes V = 4 everywhere here).
+//   keys    A byte of a word is a channel, so masked words are operands of vpdpbusd as they are.
+//           Four such vectors (g..g+3) are transposed within 128 bits: 128-bit lane t then holds
+//           channels 16 * cb + 4 * t .. + 3 of four tokens, and only t is left to be summed, once
+//           for 128 channels. Queries with their steps are integers of two or three signed bytes:
+//           what rounding costs is an absolute error of the score, so the step is chosen by that,
+//           and only blocks of channels that need it (outliers) get a third byte.
+//   values  A masked word becomes a float as it lies; its power of two goes into the probabilities
+//           (for the token) and out of the result (for the channel octet). Accumulators keep the
+//           order of the words and are summed over t and token halves when the class is done.
+//           Floating point because fixed-point probabilities lose the small ones beside a sink.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <immintrin.h>
+
+#include <zipcache/core/types.hpp>
+#include <zipcache/detail/block_math.hpp>
+#include <zipcache/detail/cpu_features.hpp>
+#include <zipcache/quantize/affine.hpp>
+#include <zipcache/store/layout.hpp>
+
+// g++ 12 takes the operand that its own intrinsics leave undefined for an uninitialized variable.
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace zipcache::detail {
+
+/// Floats that begin at a cache line, so that no vector lies across two.
+class aligned_floats {
+ public:
+  void resize(size_t size) {
+    if (memory_.size() < size + 16) memory_.resize(size + 16);
+    const size_t misplaced = reinterpret_cast<uintptr_t>(memory_.data()) / sizeof(float) % 16;
+    first_ = memory_.data() + (16 - misplaced) % 16;
+  }
+  float* data() { return first_; }
+  const float* data() const { return first_; }
+
+ private:
+  std::vector<float> memory_;
+  float* first_ = nullptr;
+};
+
+/// What one class of a segment needs beside attend_rows; reused from call to call.
+struct packed_scratch {
+  static constexpr int32_t most_rows = 16;
+  static constexpr int32_t digits = 3;
+  static constexpr int32_t row_chunk = 4;
+
+  aligned_floats key_digits;  ///< [rows, head_dim / 16, digits] vectors of 64 bytes
+  aligned_floats sums;        ///< [rows, head_dim / 2] vectors: weighted values, in word order
+  aligned_floats weights;     ///< [rows, 4] vectors: probabilities in word order
+  float scales[most_rows];    ///< of the integers that stand for the queries
+  /// Whether some row of a chunk has a third digit in a block of 16 channels.
+  bool has_third[most_rows / row_chunk][16];
+};
+
+/// Sums over the four 128-bit lanes of four vectors; lane i of the result is that of x[i].
+ZIPCACHE_AVX512 inline __m512 sum_lanes(__m512 x0, __m512 x1, __m512 x2, __m512 x3) {
+  const __m512 a =
+      _mm512_add_ps(_mm512_shuffle_f32x4(x0, x1, 0x44), _mm512_shuffle_f32x4(x0, x1, 0xee));
+  const __m512 b =
+      _mm512_add_ps(_mm512_shuffle_f32x4(x2, x3, 0x44), _mm512_shuffle_f32x4(x2, x3, 0xee));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/// One block of 16 queries (as integers) as one vector for each digit: 128-bit lane t holds
+/// channels 4 * t .. 4 * t + 3 four times.
+ZIPCACHE_AVX512 inline void store_digits(__m512i integers, float* vectors) {
+  const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  for (int32_t digit = 0; digit < packed_scratch::digits; ++digit) {
+    const __m128i bytes = _mm512_cvtepi32_epi8(integers);
+    const __m512i low = _mm512_cvtepi8_epi32(bytes);
+    _mm512_store_si512(vectors + 16 * digit,
+                       _mm512_permutexvar_epi32(lanes, _mm512_castsi128_si512(bytes)));
+    integers = _mm512_srai_epi32(_mm512_sub_epi32(integers, low), 8);
+  }
+}
+
+/// Turns folded queries into integers of up to three digits. The rounding of a query adds to a
+/// score scale * 0.29 * sqrt(head_dim) * (spread of the codes, at most 0.29 * 2^bits), here 4e-5,
+/// which changes a probability by a factor of 1 + 3e-5; or less where two digits allow it.
+template <int Bits>
+ZIPCACHE_AVX512 inline void split_queries(const float* q, int32_t rows, int32_t head_dim,
+                                          packed_scratch& scratch) {
+  constexpr float two_digits = 32639.0f, three_digits = 8.0e6f;
+  const int32_t blocks = head_dim / 16;
+  scratch.key_digits.resize(static_cast<size_t>(rows * blocks * packed_scratch::digits) * 16);
+  const float wanted = 4e-5f / (0.084f * std::sqrt(static_cast<float>(head_dim)) * (1 << Bits));
+  for (int32_t row = 0; row < rows; ++row) {
+    bool* has_third = scratch.has_third[row / packed_scratch::row_chunk];
+    if (row % packed_scratch::row_chunk == 0) std::fill(has_third, has_third + 16, false);
+    const float* source = q + row * head_dim;
+    __m512 largest = _mm512_setzero_ps();
+    for (int32_t block = 0; block < blocks; ++block)
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(source + 16 * block)));
+    const float peak = _mm512_reduce_max_ps(largest);
+    const float scale = most(least(wanted, peak / two_digits), peak / three_digits);
+    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    scratch.scales[row] = scale;
+    for (int32_t block = 0; block < blocks; ++block) {
+      const __m512i integers = _mm512_cvtps_epi32(
+          _mm512_mul_ps(_mm512_loadu_ps(source + 16 * block), _mm512_set1_ps(inverse)));
+      const __mmask16 beyond =
+          _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(integers), _mm512_set1_epi32(32639));
+      has_third[block] = has_third[block] || beyond != 0;
+      store_digits(integers, scratch.key_digits.data() +
+                                 (row * blocks + block) * packed_scratch::digits * 16);
+    }
+  }
+}
+
+/// Transposes the 32-bit elements of each 128-bit lane of four vectors.
+ZIPCACHE_AVX512 inline void transpose_in_lanes(__m512i (&x)[4]) {
+  const __m512i low01 = _mm512_unpacklo_epi32(x[0], x[1]);
+  const __m512i high01 = _mm512_unpackhi_epi32(x[0], x[1]);
+  const __m512i low23 = _mm512_unpacklo_epi32(x[2], x[3]);
+  const __m512i high23 = _mm512_unpackhi_epi32(x[2], x[3]);
+  x[0] = _mm512_unpacklo_epi64(low01, low23);
+  x[1] = _mm512_unpackhi_epi64(low01, low23);
+  x[2] = _mm512_unpacklo_epi64(high01, high23);
+  x[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+/// Dot products of `Rows` queries with tokens g .. g + 3 of two octets, as floats that still have
+/// to be summed over the 128-bit lanes. words: those of g in the first block of channels; `Place`
+/// is the bit where the first octet's field begins. dots [Rows, 2]
+template <int Bits, int Place, int Rows>
+ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* key_digits,
+                                            const bool* has_third, int32_t blocks,
+                                            __m512 (&dots)[Rows][2]) {
+  constexpr int digits = packed_scratch::digits;
+  constexpr int field = (1 << Bits) - 1;
+  const __m512i masks[2] = {_mm512_set1_epi32(0x01010101 * (field << Place)),
+                            _mm512_set1_epi32(static_cast<int>(
+                                0x01010101u * static_cast<uint32_t>(field << (Place + Bits))))};
+  __m512i sums[Rows][2][digits];
+  for (int row = 0; row < Rows; ++row)
+    for (int octet = 0; octet < 2; ++octet)
+      for (int digit = 0; digit < digits; ++digit) sums[row][octet][digit] = _mm512_setzero_si512();
+  for (int32_t four_blocks = 0; four_blocks < blocks; four_blocks += 4) {
+    __m512i x[4];
+    for (int g = 0; g < 4; ++g) x[g] = _mm512_loadu_si512(words + four_blocks * 32 + 16 * g);
+    transpose_in_lanes(x);
+    for (int i = 0; i < 4; ++i) {
+      const int32_t block = four_blocks + i;
+      // Codes stay where they lie in their byte: the power of two leaves with the sums.
+      const __m512i codes[2] = {_mm512_and_si512(x[i], masks[0]), _mm512_and_si512(x[i], masks[1])};
+      const bool third = has_third[block];
+      for (int row = 0; row < Rows; ++row) {
+        const float* q = key_digits + (row * blocks + block) * digits * 16;
+        for (int digit = 0; digit < 2; ++digit) {
+          const __m512i factor = _mm512_load_si512(q + 16 * digit);
+          for (int octet = 0; octet < 2; ++octet)
+            sums[row][octet][digit] =
+                _mm512_dpbusd_epi32(sums[row][octet][digit], codes[octet], factor);
+        }
+        if (!third) continue;
+        const __m512i factor = _mm512_load_si512(q + 32);
+        for (int octet = 0; octet < 2; ++octet)
+          sums[row][octet][2] = _mm512_dpbusd_epi32(sums[row][octet][2], codes[octet], factor);
+      }
+    }
+  }
+  for (int row = 0; row < Rows; ++row) {
+    for (int octet = 0; octet < 2; ++octet) {
+      const __m512i low =
+          _mm512_add_epi32(_mm512_slli_epi32(sums[row][octet][1], 8), sums[row][octet][0]);
+      const __m512 dot = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[row][octet][2]),
+                                         _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(low));
+      constexpr float first_place = 1.0f / static_cast<float>(1 << Place);
+      dots[row][octet] = _mm512_mul_ps(
+          dot,
+          _mm512_set1_ps(octet == 0 ? first_place : first_place / static_cast<float>(1 << Bits)));
+    }
+  }
+}
+
+/// Scores of the 16 tokens of one half of a tile.
+template <int Bits, int HalfTile, int Rows>
+ZIPCACHE_AVX512 inline void score_half_tile(const uint32_t* tile, int32_t blocks,
+                                            const float* key_digits, const bool* has_third,
+                                            const float* scales, float* scores) {
+  // At 4 bits the second half has words of its own, at 2 bits the upper half of the same bytes.
+  const uint32_t* words = tile + (Bits == 4 ? HalfTile * blocks * 32 : 0);
+  constexpr int place = Bits == 4 ? 0 : HalfTile * 2 * Bits;
+  __m512 low[Rows][2], high[Rows][2];
+  dot_four_tokens<Bits, place, Rows>(words, key_digits, has_third, blocks, low);
+  dot_four_tokens<Bits, place, Rows>(words + 64, key_digits, has_third, blocks, high);
+  for (int row = 0; row < Rows; ++row) {
+    const __m512 dots = sum_lanes(low[row][0], high[row][0], low[row][1], high[row][1]);
+    _mm512_storeu_ps(scores + row * tile_tokens + 16 * HalfTile,
+                     _mm512_mul_ps(dots, _mm512_set1_ps(scales[row])));
+  }
+}
+
+/// scores[row][token] = codes of the token . folded query, for `Rows` rows. scores [Rows, 32]
+template <int Bits, int Rows>
+ZIPCACHE_AVX512 inline void score_packed_keys(const uint32_t* tile, int32_t head_dim,
+                                              const float* key_digits, const bool* has_third,
+                                              const float* scales, float* scores) {
+  const int32_t blocks = head_dim / 16;
+  score_half_tile<Bits, 0, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+  score_half_tile<Bits, 1, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+}
+
+/// Steps and minima of a tile's 32 tokens in the order of the tokens; those from `count` on are 0.
+template <class Storage>
+ZIPCACHE_AVX512 inline void load_token_pairs(const affine_params<Storage>* pairs, int32_t count,
+                                             float* steps, float* mins) {
+  const __m512i low = _mm512_loadu_si512(pairs);
+  const __m512i high = _mm512_loadu_si512(pairs + 16);
+  // Token n lies in slot n % 8 * 4 + n / 8.
+  const __m512i slots = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const uint32_t used = count >= tile_tokens ? 0xffffffffu : (1u << count) - 1u;
+  for (int half_tile = 0; half_tile < 2; ++half_tile) {
+    const __m512i order = _mm512_add_epi32(slots, _mm512_set1_epi32(2 * half_tile));
+    const __m512i words = _mm512_maskz_mov_epi32(static_cast<__mmask16>(used >> 16 * half_tile),
+                                                 _mm512_permutex2var_epi32(low, order, high));
+    const __m512i upper = _mm512_srli_epi32(words, 16);
+    if constexpr (std::is_same_v<Storage, bfloat16>) {
+      _mm512_storeu_si512(steps + 16 * half_tile, _mm512_slli_epi32(words, 16));
+      _mm512_storeu_si512(mins + 16 * half_tile, _mm512_slli_epi32(upper, 16));
+    } else {
+      _mm512_storeu_ps(steps + 16 * half_tile, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)));
+      _mm512_storeu_ps(mins + 16 * half_tile, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(upper)));
+    }
+  }
+}
+
+/// scores[row][token] = scores * steps + offset[row] + mins * sums[row]; -inf from `count` on.
+/// steps and mins may be null: 1 and 0. Returns the largest.
+ZIPCACHE_AVX512 inline float finish_scores(float* scores, int32_t count, const float* steps,
+                                           const float* mins, float offset, float sum) {
+  const uint32_t used = count >= tile_tokens ? 0xffffffffu : (1u << count) - 1u;
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 largest = nothing;
+  for (int half_tile = 0; half_tile < 2; ++half_tile) {
+    const int32_t first = 16 * half_tile;
+    __m512 x = _mm512_loadu_ps(scores + first);
+    if (steps != nullptr) {
+      x = _mm512_mul_ps(x, _mm512_loadu_ps(steps + first));
+      x = _mm512_fmadd_ps(_mm512_loadu_ps(mins + first), _mm512_set1_ps(sum), x);
+    } else {
+      x = _mm512_add_ps(x, _mm512_set1_ps(offset));
+    }
+    x = _mm512_mask_mov_ps(nothing, static_cast<__mmask16>(used >> first), x);
+    _mm512_storeu_ps(scores + first, x);
+    largest = _mm512_max_ps(x, largest);
+  }
+  return _mm512_reduce_max_ps(largest);
+}
+
+/// Probabilities (times `steps`, if any) in the order of the value words: vector 2 * k + e holds
+/// tokens 16 * h + 8 * k + 2 * t + e at element 4 * t + 2 * b + h, times 2^-(8 * k + 16 * e), where
+/// the codes of these tokens lie.
+ZIPCACHE_AVX512 inline void order_weights(const float* probabilities, const float* steps,
+                                          float* weights) {
+  __m512 low = _mm512_loadu_ps(probabilities);
+  __m512 high = _mm512_loadu_ps(probabilities + 16);
+  if (steps != nullptr) {
+    low = _mm512_mul_ps(low, _mm512_loadu_ps(steps));
+    high = _mm512_mul_ps(high, _mm512_loadu_ps(steps + 16));
+  }
+  const __m512i order = _mm512_setr_epi32(0, 16, 0, 16, 2, 18, 2, 18, 4, 20, 4, 20, 6, 22, 6, 22);
+  for (int k = 0; k < 2; ++k) {
+    for (int e = 0; e < 2; ++e) {
+      const __m512i tokens = _mm512_add_epi32(order, _mm512_set1_epi32(8 * k + e));
+      const float place = (k == 0 ? 1.0f : 0x1p-8f) * (e == 0 ? 1.0f : 0x1p-16f);
+      _mm512_store_ps(
+          weights + 16 * (2 * k + e),
+          _mm512_mul_ps(_mm512_permutex2var_ps(low, tokens, high), _mm512_set1_ps(place)));
+    }
+  }
+}
+
+/// sums[row] += weights[row] * codes for `Rows` rows. weights [Rows, 4] vectors; sums: of row r
+/// from r * 8 * head_dim on, in the order of the words, and of the fields of each
+template <int Bits, int Rows>
+ZIPCACHE_AVX512 inline void add_packed_values(const uint32_t* tile, int32_t head_dim,
+                                              const float* weights, float* sums) {
+  constexpr int fields = 8 / Bits;
+  __m512 weight[Rows][4];
+  for (int row = 0; row < Rows; ++row)
+    for (int i = 0; i < 4; ++i) weight[row][i] = _mm512_load_ps(weights + 64 * row + 16 * i);
+  const int32_t vectors = head_dim * Bits / 16;
+  const int32_t row_size = 8 * head_dim;
+  for (int32_t vector = 0; vector < vectors; ++vector) {
+    __m512i words = _mm512_loadu_si512(tile + 16 * vector);
+    for (int field = 0; field < fields; ++field) {
+      float* target = sums + (vector * fields + field) * 16;
+      __m512 sum[Rows];
+      for (int row = 0; row < Rows; ++row) sum[row] = _mm512_load_ps(target + row * row_size);
+      for (int i = 0; i < 4; ++i) {
+        const int place = i / 2 * 8 + i % 2 * 16;
+        const __m512i codes =
+            _mm512_and_si512(words, _mm512_set1_epi32(((1 << Bits) - 1) << place));
+        const __m512 values = _mm512_cvtepi32_ps(codes);
+        for (int row = 0; row < Rows; ++row)
+          sum[row] = _mm512_fmadd_ps(values, weight[row][i], sum[row]);
+      }
+      for (int row = 0; row < Rows; ++row) _mm512_store_ps(target + row * row_size, sum[row]);
+      words = _mm512_srli_epi32(words, Bits);
+    }
+  }
+}
+
+/// One row's accumulators, summed over t and token halves, in the order of the channels.
+/// out [head_dim]
+template <int Bits>
+ZIPCACHE_AVX512 inline void unpack_sums(const float* sums, int32_t head_dim, float* out) {
+  constexpr int fields = 8 / Bits;
+  // From (g, b) at element 4 * g + 2 * b to 8 * b + g; vectors of g = 0..3 and g = 4..7.
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30);
+  for (int32_t first = 0; first < head_dim; first += 16 * fields) {
+    const float* word_sums = sums + first / (16 * fields) * 8 * fields * 16;
+    for (int field = 0; field < fields; ++field) {
+      __m512 quads[2];
+      for (int i = 0; i < 2; ++i) {
+        const float* x = word_sums + (4 * i * fields + field) * 16;
+        const __m512 sum =
+            sum_lanes(_mm512_load_ps(x), _mm512_load_ps(x + 16 * fields),
+                      _mm512_load_ps(x + 32 * fields), _mm512_load_ps(x + 48 * fields));
+        quads[i] = _mm512_add_ps(sum, _mm512_permute_ps(sum, 0xb1));
+      }
+      const __m512 channels = _mm512_permutex2var_ps(quads[0], order, quads[1]);
+      _mm256_storeu_ps(out + first + 8 * field, _mm512_castps512_ps256(channels));
+      _mm256_storeu_ps(out + first + 8 * fields + 8 * field, _mm512_extractf32x8_ps(channels, 1));
+    }
+  }
+}
+
+/// x *= factor. x [size], aligned; size a multiple of 16
+ZIPCACHE_AVX512 inline void scale_all(float* x, int32_t size, float factor) {
+  for (int32_t i = 0; i < size; i += 16)
+    _mm512_store_ps(x + i, _mm512_mul_ps(_mm512_load_ps(x + i), _mm512_set1_ps(factor)));
+}
+
+/// Sum over 32 tokens of x * y.
+ZIPCACHE_AVX512 inline float dot_tokens(const float* x, const float* y) {
+  const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(x), _mm512_loadu_ps(y));
+  return _mm512_reduce_add_ps(
+      _mm512_fmadd_ps(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(y + 16), low));
+}
+
+}  // namespace zipcache::detail
+
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

@@ -9,6 +9,9 @@
 #include <vector>
 
 #include "chat_template.hpp"
+#ifdef ZIPCACHE_LLAMA_CUDA
+#include "cuda_attention.hpp"
+#endif
 #include "commands.hpp"
 #include "exact_attention.hpp"
 #include "gguf.hpp"
@@ -31,7 +34,22 @@ struct generate_options {
   sampling settings;
   policy_numbers numbers;
   int threads = 0;
+  std::string backend = "cpu";
 };
+
+// @param max_tokens  what a cache on a GPU is sized for
+std::unique_ptr<policy_cache> make_cache(const generate_options& options, const attention_shape& shape, int threads,
+                                         [[maybe_unused]] int max_tokens) {
+  const auto& policy = find_policy(options.policy);
+  if (options.backend == "cpu") {
+    return policy.make(shape, options.numbers, threads);
+  }
+#ifdef ZIPCACHE_LLAMA_CUDA
+  return make_cuda_cache(policy.name, shape, options.numbers, max_tokens);
+#else
+  throw std::invalid_argument("this program was built without CUDA, so --backend must be cpu");
+#endif
+}
 
 volatile std::sig_atomic_t interrupted = 0;
 
@@ -88,7 +106,8 @@ void generate(const generate_options& options) {
   }
   thread_pool pool(options.threads);
   const attention_shape shape{parameters.num_layers, parameters.num_qo_heads, parameters.num_kv_heads, parameters.head_dim};
-  const auto cache = policy.make(shape, options.numbers, static_cast<int>(pool.size()));
+  const int max_tokens = std::min(parameters.context_length, static_cast<int>(prompt.size()) + options.max_tokens);
+  const auto cache = make_cache(options, shape, static_cast<int>(pool.size()), max_tokens);
   model model(file, pool);
 
   const interrupt_guard guard;
@@ -141,6 +160,9 @@ void add_generate_command(CLI::App& program) {
   command->add_option("--seed", options->settings.seed, "of sampling and of random probes")->capture_default_str();
   command->add_option("--threads", options->threads, "0: one for each core")
       ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_option("--backend", options->backend, "where cache and attention are")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
   command->callback([options] {
     options->numbers.seed = options->settings.seed;

@@ -4,8 +4,9 @@
 //
 //   4096 tokens of prompt and 480 new ones in 2 layers: 4576 tokens, of which 4416 are compressed
 //   compressed 3.8 times
-#define ZIPCACHE_HEAD_DIMS \
-  128  // the kernels of one head dimension compile in a fraction of the time
+
+// The kernels of one head dimension compile in a fraction of the time.
+#define ZIPCACHE_HEAD_DIMS 128
 
 #include <cstdio>
 #include <vector>

@@ -1,0 +1,56 @@
+// What a sequence is made of, read from one cache and restored in another.
+#include "support/cache_runs.hpp"
+#include "support/catch.hpp"
+
+using namespace zipcache_test;
+namespace presets = zipcache::presets;
+
+namespace {
+
+template <class Element, class Policies>
+void check_restore(int64_t prompt, int64_t decoded, const zipcache::cache_options& options) {
+  const int64_t length = prompt + decoded;
+  const token_data<Element> data(small_shape, length + 70, 5);
+  zipcache::kv_cache<Element, Policies> cache(small_shape, options), other(small_shape, options);
+  const zipcache::sequence_id id = cache.create();
+  if (prompt > 0) prefill(cache, id, data, prompt);
+  decode(cache, id, data, prompt, length);
+  const std::vector<zipcache::layer_content<Element, Policies>> contents{cache.read_layer(id, 0)};
+  const zipcache::sequence_id copy = other.restore(contents);
+  REQUIRE(snapshot(other, copy) == snapshot(cache, id));
+  const bool same = decode(other, copy, data, length, length + 70) ==
+                    decode(cache, id, data, length, length + 70);
+  REQUIRE(same);
+  REQUIRE(snapshot(other, copy) == snapshot(cache, id));
+  other.release(copy);
+  REQUIRE(other.pool().num_used() == 0);
+}
+
+}  // namespace
+
+TEST_CASE("kv_cache: a restored sequence has the bytes and the future of the one it came from",
+          "[kv_cache][restore]") {
+  zipcache::cache_options options;
+  options.recompress_interval = 32;
+  using with_sinks = presets::paper::with<zipcache::sink_tokens<4>>;
+  for (const int64_t prompt : {0, 3, 100}) {
+    for (const int64_t decoded : {0, 17, 32, 90}) {
+      check_restore<zipcache::half, presets::paper>(prompt, decoded, options);
+      check_restore<float, with_sinks>(prompt, decoded, options);
+      check_restore<zipcache::bfloat16, presets::h2o>(prompt, decoded, options);
+      check_restore<zipcache::half, presets::kivi_2bit>(prompt, decoded, {});
+    }
+  }
+}
+
+TEST_CASE("kv_cache: restoring without room leaves the pool as it was", "[kv_cache][restore]") {
+  const token_data<zipcache::half> data(small_shape, 500, 6);
+  zipcache::kv_cache<zipcache::half> cache(small_shape);
+  zipcache::kv_cache<zipcache::half> small(small_shape, {.max_pages = 3});
+  const zipcache::sequence_id id = cache.create();
+  prefill(cache, id, data, 500);
+  const std::vector contents{cache.read_layer(id, 0)};
+  REQUIRE_THROWS_AS(small.restore(contents), zipcache::capacity_error);
+  REQUIRE(small.pool().num_used() == 0);
+  REQUIRE(small.num_sequences() == 0);
+}

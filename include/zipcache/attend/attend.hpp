@@ -321,34 +321,6 @@ void for_row_chunks(int32_t rows, Work&& work) {
   }
 }
 
-/// Steps and minima of the tokens of one side of a tile; none where pairs vary by channel.
-struct tile_pairs_by_token {
-  alignas(64) float steps[tile_tokens];
-  alignas(64) float mins[tile_tokens];
-};
-
-/// Makes probabilities of one row's scores and orders them for its values. The maximum rises only
-/// when a score exceeds it by a margin, which floats have room for: rescaling touches every
-/// accumulator.
-inline void weigh_packed_row(attend_rows& rows, int32_t row, float largest,
-                             const tile_pairs_by_token* pairs) {
-  constexpr float margin = 8.0f;
-  const int32_t row_size = 8 * rows.head_dim;
-  float* scores = rows.scores.data() + row * tile_tokens;
-  float* sums = rows.packed.sums.data() + row * row_size;
-  softmax_state& state = rows.part_states[static_cast<size_t>(row)];
-  float& zero = rows.zeros[static_cast<size_t>(row)];
-  if (largest > state.maximum + margin) {
-    const float factor = state.raise(largest);
-    scale_all(sums, row_size, factor);
-    zero *= factor;
-  }
-  state.sum += exponentiate(avx512_isa{}, scores, state.maximum);
-  if (pairs != nullptr) zero += dot_tokens(scores, pairs->mins);
-  order_weights(scores, pairs == nullptr ? nullptr : pairs->steps,
-                rows.packed.weights.data() + row * 64);
-}
-
 /// attend_class on packed codes: see attend_avx512.hpp.
 template <class Policies, token_class Class, class Storage>
 void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_rows& rows) {
@@ -363,9 +335,7 @@ void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_r
   rows.begin_part();
   fold_keys<key_granularity, tile::key_bits>(rows, record.template key_side<Class>());
   split_queries<tile::key_bits>(rows.folded_q.data(), rows.rows, head_dim, packed);
-  packed.sums.resize(static_cast<size_t>(rows.rows * 8 * head_dim));
-  packed.weights.resize(static_cast<size_t>(rows.rows * 64));
-  std::fill_n(packed.sums.data(), rows.rows * 8 * head_dim, 0.0f);
+  packed.reset(rows.rows, head_dim);
   tile_pairs_by_token key_pairs, value_pairs;
 
   sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t count) {
@@ -379,25 +349,25 @@ void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_r
     if constexpr (values_by_token)
       load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::value_pairs_offset(head_dim)),
                        count, value_pairs.steps, value_pairs.mins);
+    prefetch_tile(bytes + tile::bytes(head_dim), tile::bytes(head_dim));
     for_row_chunks(rows.rows, [&](int32_t first, int32_t chunk, auto size) {
+      float* scores = packed.scores.data() + first * tile_tokens;
+      const std::vector<float>& offset = keys_by_token ? rows.group_sums : rows.bias;
       score_packed_keys<tile::key_bits, size()>(
           keys, head_dim, packed.key_digits.data() + first * head_dim * packed_scratch::digits,
-          packed.has_third[chunk], packed.scales + first, rows.scores.data() + first * tile_tokens);
-    });
-    for (int32_t row = 0; row < rows.rows; ++row) {
-      const size_t i = static_cast<size_t>(row);
-      const float largest = finish_scores(rows.scores.data() + row * tile_tokens, count,
-                                          keys_by_token ? key_pairs.steps : nullptr, key_pairs.mins,
-                                          rows.bias[i], rows.group_sums[i]);
-      weigh_packed_row(rows, row, largest, values_by_token ? &value_pairs : nullptr);
-    }
-    for_row_chunks(rows.rows, [&](int32_t first, int32_t, auto size) {
+          packed.has_third[chunk], packed.scales + first, scores);
+      weigh_packed_rows<size()>(packed, first, head_dim, count, scores,
+                                keys_by_token ? &key_pairs : nullptr, offset.data() + first,
+                                values_by_token ? &value_pairs : nullptr);
       add_packed_values<tile::value_bits, size()>(values, head_dim,
                                                   packed.weights.data() + first * 64,
                                                   packed.sums.data() + first * 8 * head_dim);
     });
   });
   for (int32_t row = 0; row < rows.rows; ++row) {
+    const size_t i = static_cast<size_t>(row);
+    rows.part_states[i] = {packed.maxima[row], sum_of_16(packed.totals.data() + row * 32)};
+    rows.zeros[i] = sum_of_16(packed.totals.data() + row * 32 + 16);
     unpack_sums<tile::value_bits>(packed.sums.data() + row * 8 * head_dim, head_dim,
                                   rows.part_out.data() + row * head_dim);
   }

@@ -63,7 +63,21 @@ struct packed_scratch {
   aligned_floats key_digits;  ///< [rows, head_dim / 16, digits] vectors of 64 bytes
   aligned_floats sums;        ///< [rows, head_dim / 2] vectors: weighted values, in word order
   aligned_floats weights;     ///< [rows, 4] vectors: probabilities in word order
+  aligned_floats totals;      ///< [rows, 2] vectors: sums of probabilities, and of them x minima
+  aligned_floats scores;      ///< [rows, 32]
+  float maxima[most_rows];    ///< what the probabilities are relative to
   float scales[most_rows];    ///< of the integers that stand for the queries
+
+  void reset(int32_t rows, int32_t head_dim) {
+    const size_t count = static_cast<size_t>(rows);
+    sums.resize(count * static_cast<size_t>(8 * head_dim));
+    weights.resize(count * 64);
+    totals.resize(count * 32);
+    scores.resize(count * tile_tokens);
+    std::fill_n(sums.data(), rows * 8 * head_dim, 0.0f);
+    std::fill_n(totals.data(), rows * 32, 0.0f);
+    std::fill_n(maxima, rows, -std::numeric_limits<float>::infinity());
+  }
   /// Whether some row of a chunk has a third digit in a block of 16 channels.
   bool has_third[most_rows / row_chunk][16];
 };
@@ -137,20 +151,22 @@ ZIPCACHE_AVX512 inline void transpose_in_lanes(__m512i (&x)[4]) {
 
 /// Dot products of `Rows` queries with tokens g .. g + 3 of two octets, as floats that still have
 /// to be summed over the 128-bit lanes. words: those of g in the first block of channels; `Place`
-/// is the bit where the first octet's field begins. dots [Rows, 2]
-template <int Bits, int Place, int Rows>
+/// is the bit where the first octet's field begins, and dots are 2^Place times too large, those of
+/// the second octet 2^(Place + Bits) times. dots [Rows, 2]
+template <int Bits, int Place, bool AnyThird, int Rows>
 ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* key_digits,
                                             const bool* has_third, int32_t blocks,
                                             __m512 (&dots)[Rows][2]) {
   constexpr int digits = packed_scratch::digits;
+  constexpr int used_digits = AnyThird ? 3 : 2;
   constexpr int field = (1 << Bits) - 1;
   const __m512i masks[2] = {_mm512_set1_epi32(0x01010101 * (field << Place)),
                             _mm512_set1_epi32(static_cast<int>(
                                 0x01010101u * static_cast<uint32_t>(field << (Place + Bits))))};
-  __m512i sums[Rows][2][digits];
+  __m512i sums[Rows][2][used_digits];
   for (int row = 0; row < Rows; ++row)
     for (int octet = 0; octet < 2; ++octet)
-      for (int digit = 0; digit < digits; ++digit) sums[row][octet][digit] = _mm512_setzero_si512();
+      for (int digit = 0; digit < used_digits; ++digit) sums[row][octet][digit] = _mm512_setzero_si512();
   for (int32_t four_blocks = 0; four_blocks < blocks; four_blocks += 4) {
     __m512i x[4];
     for (int g = 0; g < 4; ++g) x[g] = _mm512_loadu_si512(words + four_blocks * 32 + 16 * g);
@@ -159,7 +175,7 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
       const int32_t block = four_blocks + i;
       // Codes stay where they lie in their byte: the power of two leaves with the sums.
       const __m512i codes[2] = {_mm512_and_si512(x[i], masks[0]), _mm512_and_si512(x[i], masks[1])};
-      const bool third = has_third[block];
+      [[maybe_unused]] const bool third = has_third[block];
       for (int row = 0; row < Rows; ++row) {
         const float* q = key_digits + (row * blocks + block) * digits * 16;
         for (int digit = 0; digit < 2; ++digit) {
@@ -168,10 +184,12 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
             sums[row][octet][digit] =
                 _mm512_dpbusd_epi32(sums[row][octet][digit], codes[octet], factor);
         }
-        if (!third) continue;
-        const __m512i factor = _mm512_load_si512(q + 32);
-        for (int octet = 0; octet < 2; ++octet)
-          sums[row][octet][2] = _mm512_dpbusd_epi32(sums[row][octet][2], codes[octet], factor);
+        if constexpr (AnyThird) {
+          if (!third) continue;
+          const __m512i factor = _mm512_load_si512(q + 32);
+          for (int octet = 0; octet < 2; ++octet)
+            sums[row][octet][2] = _mm512_dpbusd_epi32(sums[row][octet][2], codes[octet], factor);
+        }
       }
     }
   }
@@ -179,18 +197,16 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
     for (int octet = 0; octet < 2; ++octet) {
       const __m512i low =
           _mm512_add_epi32(_mm512_slli_epi32(sums[row][octet][1], 8), sums[row][octet][0]);
-      const __m512 dot = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[row][octet][2]),
-                                         _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(low));
-      constexpr float first_place = 1.0f / static_cast<float>(1 << Place);
-      dots[row][octet] = _mm512_mul_ps(
-          dot,
-          _mm512_set1_ps(octet == 0 ? first_place : first_place / static_cast<float>(1 << Bits)));
+      dots[row][octet] = _mm512_cvtepi32_ps(low);
+      if constexpr (AnyThird)
+        dots[row][octet] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[row][octet][2]),
+                                           _mm512_set1_ps(65536.0f), dots[row][octet]);
     }
   }
 }
 
 /// Scores of the 16 tokens of one half of a tile.
-template <int Bits, int HalfTile, int Rows>
+template <int Bits, int HalfTile, bool AnyThird, int Rows>
 ZIPCACHE_AVX512 inline void score_half_tile(const uint32_t* tile, int32_t blocks,
                                             const float* key_digits, const bool* has_third,
                                             const float* scales, float* scores) {
@@ -198,12 +214,15 @@ ZIPCACHE_AVX512 inline void score_half_tile(const uint32_t* tile, int32_t blocks
   const uint32_t* words = tile + (Bits == 4 ? HalfTile * blocks * 32 : 0);
   constexpr int place = Bits == 4 ? 0 : HalfTile * 2 * Bits;
   __m512 low[Rows][2], high[Rows][2];
-  dot_four_tokens<Bits, place, Rows>(words, key_digits, has_third, blocks, low);
-  dot_four_tokens<Bits, place, Rows>(words + 64, key_digits, has_third, blocks, high);
+  dot_four_tokens<Bits, place, AnyThird, Rows>(words, key_digits, has_third, blocks, low);
+  dot_four_tokens<Bits, place, AnyThird, Rows>(words + 64, key_digits, has_third, blocks, high);
+  constexpr float unit = 1.0f / static_cast<float>(1 << place);
+  const __m512 places = _mm512_mask_mov_ps(_mm512_set1_ps(unit), 0xff00,
+                                           _mm512_set1_ps(unit / static_cast<float>(1 << Bits)));
   for (int row = 0; row < Rows; ++row) {
     const __m512 dots = sum_lanes(low[row][0], high[row][0], low[row][1], high[row][1]);
-    _mm512_storeu_ps(scores + row * tile_tokens + 16 * HalfTile,
-                     _mm512_mul_ps(dots, _mm512_set1_ps(scales[row])));
+    _mm512_store_ps(scores + row * tile_tokens + 16 * HalfTile,
+                    _mm512_mul_ps(dots, _mm512_mul_ps(places, _mm512_set1_ps(scales[row]))));
   }
 }
 
@@ -213,8 +232,15 @@ ZIPCACHE_AVX512 inline void score_packed_keys(const uint32_t* tile, int32_t head
                                               const float* key_digits, const bool* has_third,
                                               const float* scales, float* scores) {
   const int32_t blocks = head_dim / 16;
-  score_half_tile<Bits, 0, Rows>(tile, blocks, key_digits, has_third, scales, scores);
-  score_half_tile<Bits, 1, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+  bool any_third = false;
+  for (int32_t block = 0; block < blocks; ++block) any_third = any_third || has_third[block];
+  if (any_third) {
+    score_half_tile<Bits, 0, true, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+    score_half_tile<Bits, 1, true, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+  } else {
+    score_half_tile<Bits, 0, false, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+    score_half_tile<Bits, 1, false, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+  }
 }
 
 /// Steps and minima of a tile's 32 tokens in the order of the tokens; those from `count` on are 0.
@@ -241,40 +267,22 @@ ZIPCACHE_AVX512 inline void load_token_pairs(const affine_params<Storage>* pairs
   }
 }
 
-/// scores[row][token] = scores * steps + offset[row] + mins * sums[row]; -inf from `count` on.
-/// steps and mins may be null: 1 and 0. Returns the largest.
-ZIPCACHE_AVX512 inline float finish_scores(float* scores, int32_t count, const float* steps,
-                                           const float* mins, float offset, float sum) {
-  const uint32_t used = count >= tile_tokens ? 0xffffffffu : (1u << count) - 1u;
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 largest = nothing;
-  for (int half_tile = 0; half_tile < 2; ++half_tile) {
-    const int32_t first = 16 * half_tile;
-    __m512 x = _mm512_loadu_ps(scores + first);
-    if (steps != nullptr) {
-      x = _mm512_mul_ps(x, _mm512_loadu_ps(steps + first));
-      x = _mm512_fmadd_ps(_mm512_loadu_ps(mins + first), _mm512_set1_ps(sum), x);
-    } else {
-      x = _mm512_add_ps(x, _mm512_set1_ps(offset));
-    }
-    x = _mm512_mask_mov_ps(nothing, static_cast<__mmask16>(used >> first), x);
-    _mm512_storeu_ps(scores + first, x);
-    largest = _mm512_max_ps(x, largest);
-  }
-  return _mm512_reduce_max_ps(largest);
+/// Steps and minima of the tokens of one side of a tile.
+struct tile_pairs_by_token {
+  alignas(64) float steps[tile_tokens];
+  alignas(64) float mins[tile_tokens];
+};
+
+/// x *= factor. x [size], aligned; size a multiple of 16
+ZIPCACHE_AVX512 inline void scale_all(float* x, int32_t size, float factor) {
+  for (int32_t i = 0; i < size; i += 16)
+    _mm512_store_ps(x + i, _mm512_mul_ps(_mm512_load_ps(x + i), _mm512_set1_ps(factor)));
 }
 
-/// Probabilities (times `steps`, if any) in the order of the value words: vector 2 * k + e holds
+/// 16 probabilities of each half of a tile in the order of the value words: vector 2 * k + e holds
 /// tokens 16 * h + 8 * k + 2 * t + e at element 4 * t + 2 * b + h, times 2^-(8 * k + 16 * e), where
 /// the codes of these tokens lie.
-ZIPCACHE_AVX512 inline void order_weights(const float* probabilities, const float* steps,
-                                          float* weights) {
-  __m512 low = _mm512_loadu_ps(probabilities);
-  __m512 high = _mm512_loadu_ps(probabilities + 16);
-  if (steps != nullptr) {
-    low = _mm512_mul_ps(low, _mm512_loadu_ps(steps));
-    high = _mm512_mul_ps(high, _mm512_loadu_ps(steps + 16));
-  }
+ZIPCACHE_AVX512 inline void order_weights(__m512 low, __m512 high, float* weights) {
   const __m512i order = _mm512_setr_epi32(0, 16, 0, 16, 2, 18, 2, 18, 4, 20, 4, 20, 6, 22, 6, 22);
   for (int k = 0; k < 2; ++k) {
     for (int e = 0; e < 2; ++e) {
@@ -284,6 +292,65 @@ ZIPCACHE_AVX512 inline void order_weights(const float* probabilities, const floa
           weights + 16 * (2 * k + e),
           _mm512_mul_ps(_mm512_permutex2var_ps(low, tokens, high), _mm512_set1_ps(place)));
     }
+  }
+}
+
+/// Raises a row's maximum to its largest score and rescales all that it has accumulated.
+ZIPCACHE_AVX512 inline void raise_packed_row(packed_scratch& packed, int32_t row, int32_t head_dim,
+                                             __m512 low, __m512 high) {
+  const float largest = _mm512_reduce_max_ps(_mm512_max_ps(low, high));
+  const float factor = exp2_poly(packed.maxima[row] - largest);  // 0 for the first tile
+  packed.maxima[row] = largest;
+  scale_all(packed.sums.data() + row * 8 * head_dim, 8 * head_dim, factor);
+  scale_all(packed.totals.data() + row * 32, 32, factor);
+}
+
+/// From the scores of rows first .. first + Rows - 1 to their weights. keys, values: the pairs of
+/// the tile's tokens, null where pairs vary by channel. offset: what a row's scores lack by channel
+/// (bias), or its query's sum, which counts once for every token's minimum. The maximum rises only
+/// when a score exceeds it by a margin, which floats have room for: rescaling touches every
+/// accumulator.
+template <int Rows>
+ZIPCACHE_AVX512 inline void weigh_packed_rows(packed_scratch& packed, int32_t first,
+                                              int32_t head_dim, int32_t count, const float* scores,
+                                              const tile_pairs_by_token* keys, const float* offset,
+                                              const tile_pairs_by_token* values) {
+  constexpr float margin = 8.0f;
+  const uint32_t used = count >= tile_tokens ? 0xffffffffu : (1u << count) - 1u;
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 x[Rows][2];
+  for (int row = 0; row < Rows; ++row) {
+    __mmask16 beyond = 0;
+    for (int i = 0; i < 2; ++i) {
+      __m512 score = _mm512_load_ps(scores + row * tile_tokens + 16 * i);
+      const __m512 by_row = _mm512_set1_ps(offset[row]);
+      if (keys != nullptr) {
+        score = _mm512_fmadd_ps(score, _mm512_load_ps(keys->steps + 16 * i),
+                                _mm512_mul_ps(_mm512_load_ps(keys->mins + 16 * i), by_row));
+      } else {
+        score = _mm512_add_ps(score, by_row);
+      }
+      x[row][i] = _mm512_mask_mov_ps(nothing, static_cast<__mmask16>(used >> 16 * i), score);
+      const __m512 limit = _mm512_set1_ps(packed.maxima[first + row] + margin);
+      beyond = static_cast<__mmask16>(beyond | _mm512_cmp_ps_mask(x[row][i], limit, _CMP_GT_OQ));
+    }
+    if (beyond != 0) raise_packed_row(packed, first + row, head_dim, x[row][0], x[row][1]);
+  }
+  for (int row = 0; row < Rows; ++row) {
+    const __m512 maximum = _mm512_set1_ps(packed.maxima[first + row]);
+    __m512 low = exp2_poly16(_mm512_sub_ps(x[row][0], maximum));
+    __m512 high = exp2_poly16(_mm512_sub_ps(x[row][1], maximum));
+    float* totals = packed.totals.data() + (first + row) * 32;
+    _mm512_store_ps(totals, _mm512_add_ps(_mm512_load_ps(totals), _mm512_add_ps(low, high)));
+    if (values != nullptr) {
+      __m512 zeros = _mm512_load_ps(totals + 16);
+      zeros = _mm512_fmadd_ps(low, _mm512_load_ps(values->mins), zeros);
+      zeros = _mm512_fmadd_ps(high, _mm512_load_ps(values->mins + 16), zeros);
+      _mm512_store_ps(totals + 16, zeros);
+      low = _mm512_mul_ps(low, _mm512_load_ps(values->steps));
+      high = _mm512_mul_ps(high, _mm512_load_ps(values->steps + 16));
+    }
+    order_weights(low, high, packed.weights.data() + (first + row) * 64);
   }
 }
 
@@ -344,17 +411,15 @@ ZIPCACHE_AVX512 inline void unpack_sums(const float* sums, int32_t head_dim, flo
   }
 }
 
-/// x *= factor. x [size], aligned; size a multiple of 16
-ZIPCACHE_AVX512 inline void scale_all(float* x, int32_t size, float factor) {
-  for (int32_t i = 0; i < size; i += 16)
-    _mm512_store_ps(x + i, _mm512_mul_ps(_mm512_load_ps(x + i), _mm512_set1_ps(factor)));
+/// Sum of 16 floats.
+ZIPCACHE_AVX512 inline float sum_of_16(const float* x) {
+  return _mm512_reduce_add_ps(_mm512_load_ps(x));
 }
 
-/// Sum over 32 tokens of x * y.
-ZIPCACHE_AVX512 inline float dot_tokens(const float* x, const float* y) {
-  const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(x), _mm512_loadu_ps(y));
-  return _mm512_reduce_add_ps(
-      _mm512_fmadd_ps(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(y + 16), low));
+/// Asks for a tile that is read soon: it lies behind this one, but prefetchers stop at 4 KiB.
+inline void prefetch_tile(const std::byte* tile, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(tile + i), _MM_HINT_T0);
 }
 
 }  // namespace zipcache::detail

@@ -166,7 +166,8 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
   __m512i sums[Rows][2][used_digits];
   for (int row = 0; row < Rows; ++row)
     for (int octet = 0; octet < 2; ++octet)
-      for (int digit = 0; digit < used_digits; ++digit) sums[row][octet][digit] = _mm512_setzero_si512();
+      for (int digit = 0; digit < used_digits; ++digit)
+        sums[row][octet][digit] = _mm512_setzero_si512();
   for (int32_t four_blocks = 0; four_blocks < blocks; four_blocks += 4) {
     __m512i x[4];
     for (int g = 0; g < 4; ++g) x[g] = _mm512_loadu_si512(words + four_blocks * 32 + 16 * g);
@@ -175,7 +176,6 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
       const int32_t block = four_blocks + i;
       // Codes stay where they lie in their byte: the power of two leaves with the sums.
       const __m512i codes[2] = {_mm512_and_si512(x[i], masks[0]), _mm512_and_si512(x[i], masks[1])};
-      [[maybe_unused]] const bool third = has_third[block];
       for (int row = 0; row < Rows; ++row) {
         const float* q = key_digits + (row * blocks + block) * digits * 16;
         for (int digit = 0; digit < 2; ++digit) {
@@ -184,8 +184,11 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
             sums[row][octet][digit] =
                 _mm512_dpbusd_epi32(sums[row][octet][digit], codes[octet], factor);
         }
-        if constexpr (AnyThird) {
-          if (!third) continue;
+      }
+      if constexpr (AnyThird) {
+        if (!has_third[block]) continue;
+        for (int row = 0; row < Rows; ++row) {
+          const float* q = key_digits + (row * blocks + block) * digits * 16;
           const __m512i factor = _mm512_load_si512(q + 32);
           for (int octet = 0; octet < 2; ++octet)
             sums[row][octet][2] = _mm512_dpbusd_epi32(sums[row][octet][2], codes[octet], factor);
@@ -215,6 +218,9 @@ ZIPCACHE_AVX512 inline void score_half_tile(const uint32_t* tile, int32_t blocks
   constexpr int place = Bits == 4 ? 0 : HalfTile * 2 * Bits;
   __m512 low[Rows][2], high[Rows][2];
   dot_four_tokens<Bits, place, AnyThird, Rows>(words, key_digits, has_third, blocks, low);
+  // Nothing happens here, but g++ would else keep the queries' digits of both calls in 30 spilled
+  // registers.
+  __asm__ volatile("" ::: "memory");
   dot_four_tokens<Bits, place, AnyThird, Rows>(words + 64, key_digits, has_third, blocks, high);
   constexpr float unit = 1.0f / static_cast<float>(1 << place);
   const __m512 places = _mm512_mask_mov_ps(_mm512_set1_ps(unit), 0xff00,
@@ -232,14 +238,19 @@ ZIPCACHE_AVX512 inline void score_packed_keys(const uint32_t* tile, int32_t head
                                               const float* key_digits, const bool* has_third,
                                               const float* scales, float* scores) {
   const int32_t blocks = head_dim / 16;
-  bool any_third = false;
-  for (int32_t block = 0; block < blocks; ++block) any_third = any_third || has_third[block];
-  if (any_third) {
-    score_half_tile<Bits, 0, true, Rows>(tile, blocks, key_digits, has_third, scales, scores);
-    score_half_tile<Bits, 1, true, Rows>(tile, blocks, key_digits, has_third, scales, scores);
-  } else {
+  if (std::find(has_third, has_third + blocks, true) == has_third + blocks) {
     score_half_tile<Bits, 0, false, Rows>(tile, blocks, key_digits, has_third, scales, scores);
     score_half_tile<Bits, 1, false, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+    return;
+  }
+  // Three digits of four rows are more accumulators than there are registers.
+  constexpr int first = Rows > 2 ? 2 : Rows;
+  score_half_tile<Bits, 0, true, first>(tile, blocks, key_digits, has_third, scales, scores);
+  score_half_tile<Bits, 1, true, first>(tile, blocks, key_digits, has_third, scales, scores);
+  if constexpr (Rows > first) {
+    key_digits += first * head_dim * packed_scratch::digits;
+    score_packed_keys<Bits, Rows - first>(tile, head_dim, key_digits, has_third, scales + first,
+                                          scores + first * tile_tokens);
   }
 }
 

@@ -1,0 +1,134 @@
+// Attention by every instruction set of this processor. Bounds: support/attention_check.hpp, and a
+// relative L2 error of 2e-4 against attention in double over the values that the codes stand for.
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <zipcache/attend/attend.hpp>
+
+#include "support/attention_check.hpp"
+#include "support/axes.hpp"
+
+using namespace zipcache;
+using zipcache::detail::cpu_level;
+using zipcache_test::check_attention;
+using zipcache_test::content;
+using zipcache_test::sealed_tokens;
+namespace axes = zipcache_test::axes;
+namespace oracle = zipcache_test::oracle;
+
+namespace {
+
+/// Runs `work` with each supported set, and leaves the one that was in use before.
+template <class Work>
+void with_every_cpu(Work&& work) {
+  const cpu_level before = detail::active_cpu();
+  for (const cpu_level level : {cpu_level::scalar, cpu_level::avx2, cpu_level::avx512}) {
+    if (level > detail::supported_cpu()) continue;
+    INFO("instruction set: " << detail::name_of(level));
+    detail::active_cpu() = level;
+    work();
+  }
+  detail::active_cpu() = before;
+}
+
+/// ||attention - exact|| / ||exact|| over all query rows of one KV head, queries `q_scale` times
+/// standard normal.
+template <class Policies>
+double relative_error(content keys, content values, int64_t num_tokens, float q_scale) {
+  constexpr int32_t dim = 128, group = 4;
+  const sealed_tokens<Policies, half> tokens(
+      {1, num_tokens, num_tokens * 6 / 10, dim, keys, values}, 5);
+  std::vector<float> q = zipcache_test::make_values(content::gaussian, group, 1, dim, 9);
+  for (float& x : q) x *= q_scale;
+  const float sm_scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const auto got = zipcache_test::attend_segment(tokens, q, group, 1, sm_scale);
+  const auto floats = tokens.dequantized();
+  const auto same = [](float x) { return x; };
+  const std::vector<double> k = oracle::widen(floats.k, same), v = oracle::widen(floats.v, same);
+  const std::vector<double> wide_q = oracle::widen(q, same);
+  double error = 0.0, norm = 0.0;
+  for (int32_t head = 0; head < group; ++head) {
+    const auto expected =
+        oracle::attend(wide_q.data() + head * dim, k.data(), v.data(), num_tokens, dim,
+                       static_cast<double>(sm_scale), [](int64_t) { return true; });
+    for (int32_t channel = 0; channel < dim; ++channel) {
+      const double exact = expected.out[static_cast<size_t>(channel)];
+      const double x = static_cast<double>(got.out[static_cast<size_t>(head * dim + channel)]);
+      error += (x - exact) * (x - exact);
+      norm += exact * exact;
+    }
+  }
+  return std::sqrt(error / norm);
+}
+
+}  // namespace
+
+TEMPLATE_LIST_TEST_CASE("attend: every instruction set stays within the bounds of every preset",
+                        "[attend][vector]", axes::all_presets) {
+  with_every_cpu([] {
+    for (const int32_t head_dim : {32, 64, 96, 128, 256})
+      check_attention<TestType>({1, 77, 41, head_dim}, 4);
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("attend: every instruction set reads every key layout", "[attend][vector]",
+                        axes::key_layouts) {
+  with_every_cpu([] { check_attention<TestType>({1, 77, 41, 64}, 4); });
+}
+TEMPLATE_LIST_TEST_CASE("attend: every instruction set reads every value layout",
+                        "[attend][vector]", axes::value_layouts) {
+  with_every_cpu([] { check_attention<TestType>({1, 77, 41, 64}, 4); });
+}
+
+TEST_CASE("attend: every instruction set takes one to many query rows", "[attend][vector]") {
+  with_every_cpu([] {
+    for (const int32_t group : {1, 2, 3, 5, 8})
+      for (const int64_t qo_len : {1, 2, 5})
+        check_attention<presets::paper>({1, 70, 40, 64}, group, qo_len);
+    for (const int32_t head_dim : {16, 48, 80})
+      check_attention<presets::paper>({1, 77, 41, head_dim}, 4);
+    check_attention<presets::paper, bfloat16>({2, 70, 40, 128}, 4);
+  });
+}
+
+TEST_CASE(
+    "attend: every instruction set keeps to the bounds with outliers, sinks and other contents",
+    "[attend][vector]") {
+  with_every_cpu([] {
+    for (const content what :
+         {content::sinks, content::outlier_channels, content::token_norms,
+          content::constant_channels, content::denormals, content::off_centre, content::tiny_range})
+      check_attention<presets::paper>({1, 100, 60, 64, content::gaussian, what}, 4);
+    for (const content what : {content::outlier_channels, content::sinks, content::off_centre})
+      check_attention<presets::paper>({1, 100, 60, 64, what, content::gaussian}, 4);
+  });
+}
+
+TEST_CASE("attend: relative L2 error is at most 2e-4, outlier channels and sinks included",
+          "[attend][vector]") {
+  with_every_cpu([] {
+    for (const content keys : {content::gaussian, content::outlier_channels, content::sinks}) {
+      for (const content values : {content::gaussian, content::sinks, content::token_norms}) {
+        for (const float q_scale : {1.0f, 4.0f}) {
+          INFO("keys " << zipcache_test::name_of(keys) << ", values "
+                       << zipcache_test::name_of(values) << ", queries x " << q_scale);
+          CHECK(relative_error<presets::paper>(keys, values, 1024, q_scale) <= 2e-4);
+        }
+      }
+    }
+    CHECK(relative_error<presets::mikv>(content::gaussian, content::gaussian, 1024, 1.0f) <= 2e-4);
+    CHECK(relative_error<presets::uniform_4bit>(content::outlier_channels, content::gaussian, 1024,
+                                                1.0f) <= 2e-4);
+  });
+}
+
+TEST_CASE("attend: ZIPCACHE_CPU names an instruction set, and other names are refused",
+          "[attend][vector]") {
+  CHECK(detail::requested_cpu(nullptr) == detail::supported_cpu());
+  CHECK(detail::requested_cpu("") == detail::supported_cpu());
+  CHECK(detail::requested_cpu("scalar") == cpu_level::scalar);
+  CHECK_THROWS_AS(detail::requested_cpu("avx"), argument_error);
+  CHECK_THROWS_WITH(detail::requested_cpu("AVX2"),
+                    "zipcache: ZIPCACHE_CPU is \"AVX2\", but must be scalar, avx2 or avx512");
+}

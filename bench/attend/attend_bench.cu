@@ -155,7 +155,7 @@ void decode_step(benchmark::State& state, bool with_append) {
       160;  // one interval, so that each window is compressed once in every graph
   constexpr int64_t graphs = 40;
   const std::vector<int64_t> lengths(static_cast<size_t>(state.range(0)), state.range(1));
-  compressed_batch<presets::paper> batch(lengths, 4, 128, 0.6, (graphs + 2) * steps);
+  compressed_batch<presets::paper> batch(lengths, 4, 128, 0.6, (graphs + 2) * steps, 1);
   timed_graph graph(static_cast<int>(steps), [&](cudaStream_t stream, int) {
     if (with_append) batch.append(stream);
     batch.attend(stream);

@@ -11,6 +11,10 @@ execute_process(
   COMMAND "${ZIPCACHE_LLAMA}" compare
     --model "${model}"
     --text "${text}"
+    --policies presets,claims
+    # 400 new tokens are two intervals of 160 that were compressed, and half of the next one in the window.
+    --context 1024 --generated 400 --contexts 10
+    --lines 12 --line-prompts 40
     --json build/demo/compare.jsonl
     --plot build/demo/saliency.svg
   WORKING_DIRECTORY "${source_dir}"

@@ -14,13 +14,15 @@ class attention {
  public:
   virtual ~attention() = default;
 
-  // Causal attention of `len` new tokens at positions [start, start + len) over all tokens before and among them.
-  // A forward pass calls this once for each layer, in order, with all of its tokens.
+  // Causal attention of `len` new tokens at positions [start, start + len) over all tokens before
+  // and among them. A forward pass calls this once for each layer, in order, with all of its
+  // tokens.
   // @param[in]  q    [len, num_qo_heads, head_dim], after RoPE, row-major
   // @param[in]  k    [len, num_kv_heads, head_dim], after RoPE
   // @param[in]  v    [len, num_kv_heads, head_dim]
   // @param[out] out  [len, num_qo_heads, head_dim]
-  virtual void attend(int layer, int start, int len, const float* q, const float* k, const float* v, float* out) = 0;
+  virtual void attend(int layer, int start, int len, const float* q, const float* k, const float* v,
+                      float* out) = 0;
 };
 
 }  // namespace zipcache_llama

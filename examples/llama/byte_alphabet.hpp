@@ -1,5 +1,6 @@
-// The alphabet of byte-level BPE: a printable code point for each byte, so that vocabulary files are plain text.
-// Bytes that are visible in Latin-1 stand for themselves; the other 68 take the code points from U+0100 on, in order.
+// The alphabet of byte-level BPE: a printable code point for each byte, so that vocabulary files
+// are plain text. Bytes that are visible in Latin-1 stand for themselves; the other 68 take the
+// code points from U+0100 on, in order.
 #pragma once
 
 #include <array>
@@ -8,14 +9,16 @@
 namespace zipcache_llama {
 
 constexpr bool stands_for_itself(int byte) {
-  return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || (byte >= 0xAE && byte <= 0xFF);
+  return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) ||
+         (byte >= 0xAE && byte <= 0xFF);
 }
 
 constexpr std::array<char32_t, 256> make_byte_alphabet() {
   std::array<char32_t, 256> alphabet{};
   char32_t next = 0x100;
   for (int byte = 0; byte < 256; ++byte) {
-    alphabet[static_cast<std::size_t>(byte)] = stands_for_itself(byte) ? static_cast<char32_t>(byte) : next++;
+    alphabet[static_cast<std::size_t>(byte)] =
+        stands_for_itself(byte) ? static_cast<char32_t>(byte) : next++;
   }
   return alphabet;
 }

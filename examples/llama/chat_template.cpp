@@ -5,11 +5,13 @@
 
 namespace zipcache_llama {
 
-std::vector<int> chat_prompt(const tokenizer& tokenizer, std::string_view user, std::string_view system) {
+std::vector<int> chat_prompt(const tokenizer& tokenizer, std::string_view user,
+                             std::string_view system) {
   const auto start = tokenizer.special("<|im_start|>");
   const auto end = tokenizer.special("<|im_end|>");
   if (!start || !end) {
-    throw std::runtime_error("the model's vocabulary has no <|im_start|> and <|im_end|> for a chat");
+    throw std::runtime_error(
+        "the model's vocabulary has no <|im_start|> and <|im_end|> for a chat");
   }
   std::vector<int> tokens;
   const auto append = [&](std::string_view text) {

@@ -13,7 +13,8 @@ namespace zipcache_llama {
 inline constexpr std::string_view default_system_message =
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
 
-// One system and one user message, up to where the assistant starts. Special tokens inside the messages stay text.
+// One system and one user message, up to where the assistant starts. Special tokens inside the
+// messages stay text.
 // @throws std::runtime_error if the vocabulary has no ChatML tokens
 std::vector<int> chat_prompt(const tokenizer& tokenizer, std::string_view user,
                              std::string_view system = default_system_message);

@@ -1,5 +1,5 @@
-// check MODEL --text FILE: the model against itself, with exact attention. The tokenizer's round trip, the perplexity of
-// the text, a greedy continuation, and where the time went.
+// check MODEL --text FILE: the model against itself, with exact attention. The tokenizer's round
+// trip, the perplexity of the text, a greedy continuation, and where the time went.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -33,18 +33,22 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void check_tokenizer(const tokenizer& tokenizer, const std::string& text, const std::vector<int>& tokens,
-                     double seconds) {
+void check_tokenizer(const tokenizer& tokenizer, const std::string& text,
+                     const std::vector<int>& tokens, double seconds) {
   const bool exact = tokenizer.decode(tokens) == text;
-  std::printf("tokenizer     %zu bytes = %zu tokens in %.2f s, round trip %s, %zu bytes not in the vocabulary\n",
-              text.size(), tokens.size(), seconds, exact ? "exact" : "FAILED", tokenizer.missing_bytes().size());
+  std::printf(
+      "tokenizer     %zu bytes = %zu tokens in %.2f s, round trip %s, %zu bytes not in the "
+      "vocabulary\n",
+      text.size(), tokens.size(), seconds, exact ? "exact" : "FAILED",
+      tokenizer.missing_bytes().size());
   if (!exact && tokenizer.missing_bytes().empty()) {
     throw std::runtime_error("the tokenizer does not round-trip");
   }
 }
 
 // Every window starts afresh; its first token is only context.
-void check_perplexity(model& model, thread_pool& pool, std::span<const int> tokens, std::size_t window) {
+void check_perplexity(model& model, thread_pool& pool, std::span<const int> tokens,
+                      std::size_t window) {
   std::vector<double> log_probabilities;
   const auto vocabulary = static_cast<std::size_t>(model.vocab_size());
   std::vector<float> logits;
@@ -55,15 +59,17 @@ void check_perplexity(model& model, thread_pool& pool, std::span<const int> toke
     logits.resize(part.size() * vocabulary);
     model.forward(part, 0, attention, logits);
     for (std::size_t i = 0; i + 1 < part.size(); ++i) {
-      log_probabilities.push_back(log_probability(std::span(logits).subspan(i * vocabulary, vocabulary), part[i + 1]));
+      log_probabilities.push_back(
+          log_probability(std::span(logits).subspan(i * vocabulary, vocabulary), part[i + 1]));
     }
     progress.advance(part.size());
   }
-  std::printf("perplexity    %.3f over %zu tokens in windows of %zu\n", perplexity(log_probabilities),
-              log_probabilities.size(), window);
+  std::printf("perplexity    %.3f over %zu tokens in windows of %zu\n",
+              perplexity(log_probabilities), log_probabilities.size(), window);
 }
 
-void check_continuation(model& model, thread_pool& pool, const tokenizer& tokenizer, const std::string& prompt) {
+void check_continuation(model& model, thread_pool& pool, const tokenizer& tokenizer,
+                        const std::string& prompt) {
   constexpr int generated_tokens = 32;
   const auto tokens = tokenizer.encode(prompt);
   exact_attention attention(model.shape(), pool);
@@ -92,11 +98,13 @@ void check_prefill(model& model, thread_pool& pool, std::span<const int> tokens)
   model.forward(tokens, 0, attention, logits);
   const double seconds = seconds_since(start);
   const auto& times = model.times();
-  std::printf("prefill       %zu tokens, %.1f tokens/s on %zu threads; projections %.0f %%, attention %.0f %%, "
-              "feed-forward %.0f %%, logits %.0f %%\n",
-              tokens.size(), static_cast<double>(tokens.size()) / seconds, pool.size(),
-              100 * times.projections / seconds, 100 * times.attention / seconds, 100 * times.feed_forward / seconds,
-              100 * times.logits / seconds);
+  std::printf(
+      "prefill       %zu tokens, %.1f tokens/s on %zu threads; projections %.0f %%, attention %.0f "
+      "%%, "
+      "feed-forward %.0f %%, logits %.0f %%\n",
+      tokens.size(), static_cast<double>(tokens.size()) / seconds, pool.size(),
+      100 * times.projections / seconds, 100 * times.attention / seconds,
+      100 * times.feed_forward / seconds, 100 * times.logits / seconds);
 }
 
 void check(const check_options& options) {
@@ -115,7 +123,8 @@ void check(const check_options& options) {
     throw std::runtime_error(options.text + ": too short for a perplexity");
   }
   const auto window = static_cast<std::size_t>(std::min(options.window, model.context_length()));
-  const auto used = std::span(tokens).first(std::min(tokens.size(), static_cast<std::size_t>(options.tokens)));
+  const auto used =
+      std::span(tokens).first(std::min(tokens.size(), static_cast<std::size_t>(options.tokens)));
   check_perplexity(model, pool, used, window);
   check_continuation(model, pool, tokenizer, options.prompt);
   check_prefill(model, pool, used.first(std::min(used.size(), window)));
@@ -124,7 +133,8 @@ void check(const check_options& options) {
 }  // namespace
 
 void add_check_command(CLI::App& program) {
-  auto* command = program.add_subcommand("check", "check a model against itself, with an uncompressed cache");
+  auto* command =
+      program.add_subcommand("check", "check a model against itself, with an uncompressed cache");
   const auto options = std::make_shared<check_options>();
   command->add_option("model", options->model, "GGUF file")->required();
   command->add_option("--text", options->text, "English text for the perplexity")->required();

@@ -1,5 +1,5 @@
-// The subcommands of zipcache-llama. Each adds itself to the command line and runs when it is chosen; what it throws is
-// reported by main.
+// The subcommands of zipcache-llama. Each adds itself to the command line and runs when it is
+// chosen; what it throws is reported by main.
 #pragma once
 
 #include <CLI/CLI.hpp>

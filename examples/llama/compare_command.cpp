@@ -1,5 +1,5 @@
-// compare: cache policies side by side on a text and on line retrieval. Everything that can be wrong about the input is
-// looked at before the first forward pass.
+// compare: cache policies side by side on a text and on line retrieval. Everything that can be
+// wrong about the input is looked at before the first forward pass.
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
@@ -26,10 +26,10 @@ struct compare_options {
   std::string text;
   std::string policies = "presets,claims";
   int context = 1024;
-  int generated = 320;
-  int contexts = 8;
-  int lines = 20;
-  int line_prompts = 50;
+  int generated = 400;
+  int contexts = 10;
+  int lines = 12;
+  int line_prompts = 40;
   int timed_tokens = 24;
   bool quick = false;
   int plot_layer = -1;
@@ -67,8 +67,9 @@ class output_file {
 
 void check_sizes(const compare_options& options, const hyper_parameters& parameters) {
   if (options.context + options.generated > parameters.context_length) {
-    throw std::invalid_argument("--context " + std::to_string(options.context) + " and --generated " +
-                                std::to_string(options.generated) + " together are longer than the model's context of " +
+    throw std::invalid_argument("--context " + std::to_string(options.context) +
+                                " and --generated " + std::to_string(options.generated) +
+                                " together are longer than the model's context of " +
                                 std::to_string(parameters.context_length));
   }
   if (options.plot_layer >= parameters.num_layers || options.plot_head >= parameters.num_kv_heads) {
@@ -78,29 +79,34 @@ void check_sizes(const compare_options& options, const hyper_parameters& paramet
   }
 }
 
-std::vector<std::span<const int>> windows_of(const std::vector<int>& tokens, const compare_options& options) {
+std::vector<std::span<const int>> windows_of(const std::vector<int>& tokens,
+                                             const compare_options& options) {
   const auto length = static_cast<std::size_t>(options.context + options.generated + 1);
   const std::size_t available = num_windows(tokens.size(), length);
   if (available < static_cast<std::size_t>(options.contexts)) {
-    throw std::invalid_argument(options.text + ": too short: its " + std::to_string(tokens.size()) + " tokens are " +
-                                std::to_string(available) + " windows of " + std::to_string(length) + ", and --contexts is " +
+    throw std::invalid_argument(options.text + ": too short: its " + std::to_string(tokens.size()) +
+                                " tokens are " + std::to_string(available) + " windows of " +
+                                std::to_string(length) + ", and --contexts is " +
                                 std::to_string(options.contexts));
   }
-  return draw_windows(tokens, length, static_cast<std::size_t>(options.contexts), options.numbers.seed);
+  return draw_windows(tokens, length, static_cast<std::size_t>(options.contexts),
+                      options.numbers.seed);
 }
 
-std::vector<line_retrieval_prompt> prompts_of(const compare_options& options, const tokenizer& tokenizer,
-                                              int context_length) {
+std::vector<line_retrieval_prompt> prompts_of(const compare_options& options,
+                                              const tokenizer& tokenizer, int context_length) {
   if (options.lines > max_retrieval_lines()) {
     throw std::invalid_argument("--lines is at most " + std::to_string(max_retrieval_lines()));
   }
   std::vector<line_retrieval_prompt> prompts;
   for (int i = 0; i < options.line_prompts; ++i) {
-    prompts.push_back(make_line_retrieval(options.lines, options.numbers.seed * 1'000'003 + static_cast<std::uint64_t>(i)));
+    prompts.push_back(make_line_retrieval(
+        options.lines, options.numbers.seed * 1'000'003 + static_cast<std::uint64_t>(i)));
     const auto encoded = encode(prompts.back(), tokenizer);
     const std::size_t length = encoded.prompt.size() + encoded.start.size() + encoded.answer.size();
     if (length > static_cast<std::size_t>(context_length)) {
-      throw std::invalid_argument("a prompt of --lines " + std::to_string(options.lines) + " has " + std::to_string(length) +
+      throw std::invalid_argument("a prompt of --lines " + std::to_string(options.lines) + " has " +
+                                  std::to_string(length) +
                                   " tokens with its answer, more than the model's context of " +
                                   std::to_string(context_length));
     }
@@ -131,7 +137,8 @@ void compare(compare_options options) {
   input.windows = windows_of(tokens, options);
   input.prompts = prompts_of(options, tokenizer, parameters.context_length);
   thread_pool pool(options.threads);
-  const attention_shape shape{parameters.num_layers, parameters.num_qo_heads, parameters.num_kv_heads, parameters.head_dim};
+  const attention_shape shape{parameters.num_layers, parameters.num_qo_heads,
+                              parameters.num_kv_heads, parameters.head_dim};
   for (const auto* policy : input.policies) {
     policy->make(shape, input.numbers, 1);  // refuses what it cannot take
   }
@@ -139,13 +146,16 @@ void compare(compare_options options) {
   output_file plot(options.plot);
 
   model model(file, pool);
-  std::printf("%s, %s: %d windows of %d + %d tokens, %d prompts of %d lines, seed %llu, %zu threads\n\n",
-              std::filesystem::path(options.model).filename().c_str(), std::filesystem::path(options.text).filename().c_str(),
-              options.contexts, options.context, options.generated, options.line_prompts, options.lines,
-              static_cast<unsigned long long>(options.numbers.seed), pool.size());
+  std::printf(
+      "%s, %s, seed %llu, %zu threads\nwindows of %d + %d tokens: %d; prompts of %d lines: %d\n\n",
+      std::filesystem::path(options.model).filename().c_str(),
+      std::filesystem::path(options.text).filename().c_str(),
+      static_cast<unsigned long long>(options.numbers.seed), pool.size(), options.context,
+      options.generated, options.contexts, options.lines, options.line_prompts);
   std::fflush(stdout);
   const int layer = options.plot_layer >= 0 ? options.plot_layer : parameters.num_layers / 2;
-  saliency_trace trace(shape, layer, options.plot_head, options.numbers.salient_ratio.value_or(0.6));
+  saliency_trace trace(shape, layer, options.plot_head,
+                       options.numbers.salient_ratio.value_or(0.6));
   exact_attention::observer observe;
   if (!options.plot.empty()) {
     observe = [&trace](const attended_layer& attended) { trace.observe(attended); };
@@ -157,8 +167,13 @@ void compare(compare_options options) {
                                [&progress](std::size_t steps) { progress.advance(steps); });
   }
 
-  const report_settings settings{shape, options.numbers, options.context, options.generated, options.numbers.seed};
-  std::fputs(comparison_table(results, settings).c_str(), stdout);
+  const report_settings settings{shape, options.numbers, options.context, options.generated,
+                                 options.numbers.seed};
+  std::printf(
+      "%s\nratio: 16-bit bytes over bytes really allocated, after the prefill and now; paper: by "
+      "the paper's formula.\n"
+      "Brackets: 95 %% intervals.\n",
+      comparison_table(results, settings).c_str());
   const auto claims = comparison_claims(results, settings);
   if (!claims.empty()) {
     std::printf("\n%s", claims.c_str());
@@ -167,31 +182,39 @@ void compare(compare_options options) {
     json.write(comparison_json(results, settings));
   }
   if (!options.plot.empty()) {
-    plot.write(trace.plot("Saliency of " + std::to_string(options.context) + " tokens, layer " + std::to_string(layer) +
-                          (options.plot_head < 0 ? ", mean over heads" : ", KV head " + std::to_string(options.plot_head))));
+    plot.write(
+        trace.plot("Saliency of " + std::to_string(options.context) + " tokens, layer " +
+                   std::to_string(layer) +
+                   (options.plot_head < 0 ? ", mean over heads"
+                                          : ", KV head " + std::to_string(options.plot_head))));
   }
 }
 
 }  // namespace
 
 void add_compare_command(CLI::App& program) {
-  auto* command = program.add_subcommand("compare", "compare cache policies on a text and on line retrieval");
+  auto* command =
+      program.add_subcommand("compare", "compare cache policies on a text and on line retrieval");
   const auto options = std::make_shared<compare_options>();
   const auto count = [&](const char* name, int& value, const char* help, int least, int most) {
     command->add_option(name, value, help)->check(CLI::Range(least, most))->capture_default_str();
   };
   command->add_option("--model", options->model, "GGUF file")->required();
   command->add_option("--text", options->text, "English text")->required();
-  command->add_option("--policies", options->policies, "names, or presets, ablations, claims, all; see `policies`")
+  command
+      ->add_option("--policies", options->policies,
+                   "names, or presets, ablations, claims, all; see `policies`")
       ->capture_default_str();
   count("--context", options->context, "tokens of a window that are prefilled", 1, 1 << 24);
   count("--generated", options->generated, "tokens that are decoded after them", 1, 1 << 24);
   count("--contexts", options->contexts, "windows of the text", 1, 1 << 20);
   count("--lines", options->lines, "lines of a retrieval prompt", 1, 1 << 20);
   count("--line-prompts", options->line_prompts, "retrieval prompts; 0: none", 0, 1 << 20);
-  count("--timed-tokens", options->timed_tokens, "tokens that are timed one by one; 0: none", 0, 1 << 20);
+  count("--timed-tokens", options->timed_tokens, "tokens that are timed one by one; 0: none", 0,
+        1 << 20);
   add_policy_numbers(*command, options->numbers);
-  command->add_option("--seed", options->numbers.seed, "of windows, prompts, probes and intervals")->capture_default_str();
+  command->add_option("--seed", options->numbers.seed, "of windows, prompts, probes and intervals")
+      ->capture_default_str();
   count("--threads", options->threads, "0: one for each core", 0, 1024);
   command->add_option("--json", options->json, "one JSON object a line, for each policy");
   command->add_option("--plot", options->plot, "saliency of the first window's tokens, as SVG");

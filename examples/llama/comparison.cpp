@@ -27,7 +27,8 @@ struct prediction {
       : logits(row.data()),
         size(row.size()),
         largest(maximum(row.data(), row.size())),
-        log_sum(static_cast<double>(largest) + std::log(sum_of_exponentials(row.data(), row.size(), largest))),
+        log_sum(static_cast<double>(largest) +
+                std::log(sum_of_exponentials(row.data(), row.size(), largest))),
         top(static_cast<int>(std::find(row.begin(), row.end(), largest) - row.begin())) {}
 
   double log_probability(int token) const { return static_cast<double>(logits[token]) - log_sum; }
@@ -36,7 +37,8 @@ struct prediction {
 double divergence(const prediction& reference, const prediction& other) {
   const double total = std::exp(reference.log_sum - static_cast<double>(reference.largest));
   const double difference =
-      weighted_difference(reference.logits, other.logits, reference.size, reference.largest) / total;
+      weighted_difference(reference.logits, other.logits, reference.size, reference.largest) /
+      total;
   return std::max(difference - (reference.log_sum - other.log_sum), 0.0);
 }
 
@@ -51,8 +53,8 @@ cache_list make_caches(const comparison_input& input, const attention_shape& sha
 }
 
 // Attends `tokens` exactly, and compresses them in every cache.
-void prefill(model& model, exact_attention& exact, std::span<const int> tokens, const cache_list& caches,
-             const exact_attention::observer& observe = {}) {
+void prefill(model& model, exact_attention& exact, std::span<const int> tokens,
+             const cache_list& caches, const exact_attention::observer& observe = {}) {
   for (const auto& cache : caches) {
     cache->clear();
   }
@@ -148,8 +150,9 @@ class workbench {
     }
   }
 
-  // Whether greedy decoding behind `start` gives `answer` and then something that is not a digit. It does if each of
-  // these tokens is the most likely one behind those before it, which one pass over all of them tells.
+  // Whether greedy decoding behind `start` gives `answer` and then something that is not a digit.
+  // It does if each of these tokens is the most likely one behind those before it, which one pass
+  // over all of them tells.
   bool answers(const encoded_prompt& encoded, policy_cache& cache) {
     std::vector<int> tokens = encoded.start;
     tokens.insert(tokens.end(), encoded.answer.begin(), encoded.answer.end());
@@ -198,9 +201,11 @@ void time_decoding(const comparison_input& input, model& model, thread_pool& poo
     std::vector<double> seconds;
     for (int t = 0; t < count; ++t) {
       const auto start = std::chrono::steady_clock::now();
-      decode(model, window.subspan(static_cast<std::size_t>(input.context + t), 1), *caches[i], logits);
+      decode(model, window.subspan(static_cast<std::size_t>(input.context + t), 1), *caches[i],
+             logits);
       if (t >= warm_up || count <= warm_up) {
-        seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        seconds.push_back(
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
       }
     }
     results[i].tokens_per_second = seconds.empty() ? 0.0 : 1.0 / median(seconds);
@@ -209,12 +214,14 @@ void time_decoding(const comparison_input& input, model& model, thread_pool& poo
 
 }  // namespace
 
-void decode(model& model, std::span<const int> tokens, policy_cache& cache, std::span<float> logits) {
+void decode(model& model, std::span<const int> tokens, policy_cache& cache,
+            std::span<float> logits) {
   model.forward(tokens, cache.length(), cache, logits);
 }
 
 encoded_prompt encode(const line_retrieval_prompt& prompt, const tokenizer& tokenizer) {
-  return {tokenizer.encode(prompt.context + prompt.recalled), tokenizer.encode(prompt.answer_prefix),
+  return {tokenizer.encode(prompt.context + prompt.recalled),
+          tokenizer.encode(prompt.answer_prefix),
           tokenizer.encode(std::to_string(prompt.expected))};
 }
 
@@ -228,8 +235,9 @@ std::size_t comparison_steps(const comparison_input& input) {
   return steps;
 }
 
-std::vector<policy_result> compare_policies(const comparison_input& input, model& model, const tokenizer& tokenizer,
-                                            thread_pool& pool, const exact_attention::observer& observe,
+std::vector<policy_result> compare_policies(const comparison_input& input, model& model,
+                                            const tokenizer& tokenizer, thread_pool& pool,
+                                            const exact_attention::observer& observe,
                                             const std::function<void(std::size_t)>& advance) {
   std::vector<policy_result> results(input.policies.size());
   for (std::size_t i = 0; i < results.size(); ++i) {

@@ -4,8 +4,9 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <nlohmann/json.hpp>
 #include <vector>
+
+#include <nlohmann/json.hpp>
 
 #include "statistics.hpp"
 
@@ -20,8 +21,8 @@ std::string format(const char* pattern, Values... values) {
 }
 
 std::string with_interval(const interval& value, double unit, int decimals) {
-  return format("%.*f [%.*f, %.*f]", decimals, unit * value.mean, decimals, unit * value.low, decimals,
-                unit * value.high);
+  return format("%.*f [%.*f, %.*f]", decimals, unit * value.mean, decimals, unit * value.low,
+                decimals, unit * value.high);
 }
 
 interval retrieval_interval(const policy_result& result) {
@@ -75,13 +76,14 @@ struct claim {
 };
 constexpr claim claims[] = {
     {"Normalized against accumulated saliency, same probes", "paper", "accumulated"},
-    {"Normalized against accumulated saliency, all rows as probes", "all_probes", "accumulated_all_probes"},
+    {"Normalized against accumulated saliency, all rows as probes", "all_probes",
+     "accumulated_all_probes"},
     {"Channel-separable against plain tokenwise values", "paper", "tokenwise_values"},
     {"Recent and random 10 % as probes against all rows", "paper", "all_probes"},
 };
 
 std::string verdict(const interval& difference) {
-  return difference.high < 0   ? "lower, beyond chance"
+  return difference.high < 0  ? "lower, beyond chance"
          : difference.low > 0 ? "HIGHER, beyond chance"
                               : "no difference beyond chance";
 }
@@ -90,48 +92,53 @@ std::string claim_sentence(const claim& c, const policy_result& ours, const poli
                            const report_settings& settings) {
   const auto kl = paired_difference_interval(ours.kl, other.kl, settings.seed);
   const double other_kl = mean(other.kl);
-  std::string text = format("%s (%s - %s):\n  KL %s thousandths of a nat, that is %+.1f %%: %s over %zu windows", c.subject,
-                            c.ours, c.other, with_interval(kl, 1000, 2).c_str(), 100 * kl.mean / other_kl,
-                            verdict(kl).c_str(), ours.kl.size());
+  std::string text =
+      format("%s (%s - %s):\n  KL %s thousandths of a nat, that is %+.1f %%: %s over %zu windows",
+             c.subject, c.ours, c.other, with_interval(kl, 1000, 2).c_str(),
+             100 * kl.mean / other_kl, verdict(kl).c_str(), ours.kl.size());
   const auto surprise = paired_difference_interval(ours.surprise, other.surprise, settings.seed);
   text += format(";\n  perplexity %+.2f [%+.2f, %+.2f] %%", 100 * std::expm1(surprise.mean),
                  100 * std::expm1(surprise.low), 100 * std::expm1(surprise.high));
   if (!ours.retrieved.empty()) {
-    const auto retrieved = paired_difference_interval(ours.retrieved, other.retrieved, settings.seed);
-    text += format("; lines found %+.1f [%+.1f, %+.1f] points", 100 * retrieved.mean, 100 * retrieved.low,
-                   100 * retrieved.high);
+    const auto retrieved =
+        paired_difference_interval(ours.retrieved, other.retrieved, settings.seed);
+    text += format("; lines found %+.1f [%+.1f, %+.1f] points", 100 * retrieved.mean,
+                   100 * retrieved.low, 100 * retrieved.high);
   }
   return text + ".\n";
 }
 
 }  // namespace
 
-std::string comparison_table(std::span<const policy_result> results, const report_settings& settings) {
+std::string comparison_table(std::span<const policy_result> results,
+                             const report_settings& settings) {
   text_table table;
   const bool lines = !results[0].retrieved.empty();
-  table.add({"", "ratio", "ratio", "ratio", "KiB", "perplexity", "KL to fp16 [95 %]", "top-1 [95 %]",
-             "lines found [95 %]", "tokens"});
-  table.add({"policy", "prefill", "now", "paper", "now", "vs fp16", "nats / 1000", "%", "%", "/ s"});
+  table.add({"", "ratio", "ratio", "ratio", "perplexity", "KL to fp16", "top-1", "lines found",
+             "tokens"});
+  table.add({"policy", "prefill", "now", "paper", "vs fp16", "nats / 1000", "%", "%", "/ s"});
   for (const auto& result : results) {
     const auto kl = bootstrap_interval(result.kl, settings.seed);
     const auto top1 = bootstrap_interval(result.top1, settings.seed);
-    const auto surprise = paired_difference_interval(result.surprise, results[0].surprise, settings.seed);
+    const auto surprise =
+        paired_difference_interval(result.surprise, results[0].surprise, settings.seed);
     const bool reference = &result == &results[0];
     table.add({result.policy->name, format("%.2f", result.after_prefill.ratio()),
                format("%.2f", result.after_decode.ratio()),
                format("%.2f", result.policy->paper_ratio(settings.shape, settings.numbers,
                                                          settings.context + settings.generated)),
-               format("%lld", static_cast<long long>(result.after_decode.total_bytes() / 1024)),
                reference ? format("%.3f", std::exp(mean(result.surprise)))
                          : format("%+.2f %%", 100 * std::expm1(surprise.mean)),
-               reference ? "0" : with_interval(kl, 1000, 2), reference ? "100" : with_interval(top1, 100, 1),
+               reference ? "0" : with_interval(kl, 1000, 1),
+               reference ? "100" : with_interval(top1, 100, 1),
                lines ? with_interval(retrieval_interval(result), 100, 0) : "-",
                result.tokens_per_second > 0 ? format("%.1f", result.tokens_per_second) : "-"});
   }
   return table.str();
 }
 
-std::string comparison_claims(std::span<const policy_result> results, const report_settings& settings) {
+std::string comparison_claims(std::span<const policy_result> results,
+                              const report_settings& settings) {
   std::string text;
   for (const auto& c : claims) {
     const auto* ours = find(results, c.ours);
@@ -143,9 +150,11 @@ std::string comparison_claims(std::span<const policy_result> results, const repo
   return text;
 }
 
-std::string comparison_json(std::span<const policy_result> results, const report_settings& settings) {
+std::string comparison_json(std::span<const policy_result> results,
+                            const report_settings& settings) {
   const auto retrieval = [](const policy_result& result) -> nlohmann::ordered_json {
-    return result.retrieved.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(mean(result.retrieved));
+    return result.retrieved.empty() ? nlohmann::ordered_json()
+                                    : nlohmann::ordered_json(mean(result.retrieved));
   };
   std::string lines;
   for (const auto& result : results) {
@@ -154,16 +163,17 @@ std::string comparison_json(std::span<const policy_result> results, const report
     object["context"] = settings.context;
     object["generated"] = settings.generated;
     object["ratio_allocated"] = result.after_decode.ratio();
-    object["ratio_paper"] =
-        result.policy->paper_ratio(settings.shape, settings.numbers, settings.context + settings.generated);
+    object["ratio_paper"] = result.policy->paper_ratio(settings.shape, settings.numbers,
+                                                       settings.context + settings.generated);
     object["perplexity"] = std::exp(mean(result.surprise));
     object["perplexity_fp16"] = std::exp(mean(results[0].surprise));
     object["kl_mean"] = mean(result.kl);
     object["top1_agreement"] = mean(result.top1);
     object["retrieval_accuracy"] = retrieval(result);
     object["retrieval_accuracy_fp16"] = retrieval(results[0]);
-    object["decode_tokens_per_second"] =
-        result.tokens_per_second > 0 ? nlohmann::ordered_json(result.tokens_per_second) : nlohmann::ordered_json();
+    object["decode_tokens_per_second"] = result.tokens_per_second > 0
+                                             ? nlohmann::ordered_json(result.tokens_per_second)
+                                             : nlohmann::ordered_json();
     object["cache_bytes"] = result.after_decode.total_bytes();
     object["cache_bytes_fp16"] = results[0].after_decode.total_bytes();
     lines += object.dump() + '\n';

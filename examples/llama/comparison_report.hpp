@@ -19,12 +19,15 @@ struct report_settings {
 
 // Each ends in a newline. Intervals are 95 %: bootstrap over windows, Wilson for line retrieval.
 // @param results  the first is the reference
-std::string comparison_table(std::span<const policy_result> results, const report_settings& settings);
+std::string comparison_table(std::span<const policy_result> results,
+                             const report_settings& settings);
 
 // Paired over windows, for each pair of policies that both were measured; empty if there is none.
-std::string comparison_claims(std::span<const policy_result> results, const report_settings& settings);
+std::string comparison_claims(std::span<const policy_result> results,
+                              const report_settings& settings);
 
 // One object a line. What was not measured is null.
-std::string comparison_json(std::span<const policy_result> results, const report_settings& settings);
+std::string comparison_json(std::span<const policy_result> results,
+                            const report_settings& settings);
 
 }  // namespace zipcache_llama

@@ -1,5 +1,5 @@
-// Where the library is used: attention over a zipcache::kv_cache with given policies. Included by policies_*.cpp only,
-// because every set of policies is a cache to compile.
+// Where the library is used: attention over a zipcache::kv_cache with given policies. Included by
+// policies_*.cpp only, because every set of policies is a cache to compile.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,8 @@ namespace zipcache_llama {
 template <class Policies>
 class compressed_attention final : public policy_cache {
  public:
-  compressed_attention(const attention_shape& shape, const zipcache::cache_options& options, int threads)
+  compressed_attention(const attention_shape& shape, const zipcache::cache_options& options,
+                       int threads)
       : shape_(shape),
         cache_({.num_layers = shape.num_layers,
                 .num_qo_heads = shape.num_qo_heads,
@@ -32,16 +33,19 @@ class compressed_attention final : public policy_cache {
     if (prompt.start != 0) {
       throw std::invalid_argument("a prompt is compressed as a whole");
     }
-    cache_.prefill(sequence_, prompt.layer, queries(prompt.q.data(), prompt.len), keys(prompt.k.data(), prompt.len),
-                   keys(prompt.v.data(), prompt.len), {.lse = prompt.lse});
+    cache_.prefill(sequence_, prompt.layer, queries(prompt.q.data(), prompt.len),
+                   keys(prompt.k.data(), prompt.len), keys(prompt.v.data(), prompt.len),
+                   {.lse = prompt.lse});
   }
 
-  void attend(int layer, int start, int len, const float* q, const float* k, const float* v, float* out) override {
+  void attend(int layer, int start, int len, const float* q, const float* k, const float* v,
+              float* out) override {
     if (start != cache_.length(sequence_, layer)) {
-      throw std::invalid_argument("tokens at position " + std::to_string(start) + " do not continue layer " +
-                                  std::to_string(layer));
+      throw std::invalid_argument("tokens at position " + std::to_string(start) +
+                                  " do not continue layer " + std::to_string(layer));
     }
-    cache_.append_and_attend(sequence_, layer, queries(q, len), keys(k, len), keys(v, len), queries(out, len));
+    cache_.append_and_attend(sequence_, layer, queries(q, len), keys(k, len), keys(v, len),
+                             queries(out, len));
   }
 
   int length() const override { return static_cast<int>(cache_.length(sequence_)); }
@@ -87,28 +91,33 @@ policy_entry make_entry(std::string name, std::string summary, bool is_preset,
     if (fixed) {
       fixed(numbers);
     }
-    return std::make_unique<compressed_attention<Policies>>(shape, cache_options_of(numbers), threads);
+    return std::make_unique<compressed_attention<Policies>>(shape, cache_options_of(numbers),
+                                                            threads);
   };
   entry.paper_ratio = [fixed](const attention_shape& shape, policy_numbers numbers, int tokens) {
     using budget = typename Policies::budget_policy;
     if (fixed) {
       fixed(numbers);
     }
-    const zipcache::budget_options options{.salient_ratio = numbers.salient_ratio.value_or(budget::default_ratio)};
+    const zipcache::budget_options options{
+        .salient_ratio = numbers.salient_ratio.value_or(budget::default_ratio)};
     const double salient = static_cast<double>(budget::num_salient(tokens, options)) / tokens;
-    return zipcache::paper_ratio<Policies>({1.0, static_cast<double>(shape.num_kv_heads * shape.head_dim),
-                                            static_cast<double>(tokens)},
-                                           salient);
+    return zipcache::paper_ratio<Policies>(
+        {1.0, static_cast<double>(shape.num_kv_heads * shape.head_dim),
+         static_cast<double>(tokens)},
+        salient);
   };
   return entry;
 }
 
 template <class Policies>
-policy_entry preset(std::string name, std::string summary, std::function<void(policy_numbers&)> fixed = {}) {
+policy_entry preset(std::string name, std::string summary,
+                    std::function<void(policy_numbers&)> fixed = {}) {
   return make_entry<Policies>(std::move(name), std::move(summary), true, std::move(fixed));
 }
 template <class Policies>
-policy_entry ablation(std::string name, std::string summary, std::function<void(policy_numbers&)> fixed = {}) {
+policy_entry ablation(std::string name, std::string summary,
+                      std::function<void(policy_numbers&)> fixed = {}) {
   return make_entry<Policies>(std::move(name), std::move(summary), false, std::move(fixed));
 }
 

@@ -9,7 +9,9 @@
 namespace zipcache_llama {
 namespace {
 
-float load_half(const std::byte* from) { return half_to_float(load_little_endian<std::uint16_t>(from)); }
+float load_half(const std::byte* from) {
+  return half_to_float(load_little_endian<std::uint16_t>(from));
+}
 
 int low_nibble(std::byte b) { return std::to_integer<int>(b) & 15; }
 int high_nibble(std::byte b) { return std::to_integer<int>(b) >> 4; }
@@ -20,7 +22,8 @@ void decode_bf16(const std::byte* block, float* out) {
   out[0] = bfloat16_to_float(load_little_endian<std::uint16_t>(block));
 }
 
-// half scale | 16 bytes: byte j holds code j in its low and code j + 16 in its high nibble. value = (code − 8) · scale
+// half scale | 16 bytes: byte j holds code j in its low and code j + 16 in its high nibble. value =
+// (code − 8) · scale
 void decode_q4_0(const std::byte* block, float* out) {
   const float scale = load_half(block);
   for (int j = 0; j < 16; ++j) {
@@ -47,11 +50,11 @@ void decode_q8_0(const std::byte* block, float* out) {
   }
 }
 
-// half scale of scales | half scale of minima | 12 bytes: eight 6-bit scales and eight 6-bit minima | 128 bytes codes.
-// Sub-block s of 32 values: value = scale · scales[s] · code − minimum · minima[s].
-// Of the 12 bytes, 0–3 hold scales 0–3 and 4–7 minima 0–3 in their low six bits; byte 8 + i holds the low nibbles of
-// scale and minimum 4 + i, whose upper two bits are the upper two of bytes i and 4 + i.
-// Codes: 32 bytes for each pair of sub-blocks, the even one in the low nibbles.
+// half scale of scales | half scale of minima | 12 bytes: eight 6-bit scales and eight 6-bit minima
+// | 128 bytes codes. Sub-block s of 32 values: value = scale · scales[s] · code − minimum ·
+// minima[s]. Of the 12 bytes, 0–3 hold scales 0–3 and 4–7 minima 0–3 in their low six bits; byte 8
+// + i holds the low nibbles of scale and minimum 4 + i, whose upper two bits are the upper two of
+// bytes i and 4 + i. Codes: 32 bytes for each pair of sub-blocks, the even one in the low nibbles.
 void decode_q4_k(const std::byte* block, float* out) {
   const float scale = load_half(block);
   const float minimum = load_half(block + 2);
@@ -79,8 +82,9 @@ void decode_q4_k(const std::byte* block, float* out) {
 }
 
 // 128 bytes low nibbles | 64 bytes upper two bits | 16 signed scales | half scale.
-// value i = scale · scales[i / 16] · (code − 32). In each half of 128 values, quarter p (32 values) takes its nibble from
-// byte (p % 2) · 32 + l, low nibbles first, and its upper bits from bits 2p of byte l.
+// value i = scale · scales[i / 16] · (code − 32). In each half of 128 values, quarter p (32 values)
+// takes its nibble from byte (p % 2) · 32 + l, low nibbles first, and its upper bits from bits 2p
+// of byte l.
 void decode_q6_k(const std::byte* block, float* out) {
   const std::byte* low = block;
   const std::byte* high = block + 128;
@@ -101,7 +105,8 @@ void decode_q6_k(const std::byte* block, float* out) {
 }
 
 template <class Decode>
-void for_each_block(tensor_layout layout, std::span<const std::byte> data, std::span<float> values, Decode decode) {
+void for_each_block(tensor_layout layout, std::span<const std::byte> data, std::span<float> values,
+                    Decode decode) {
   const std::size_t blocks = data.size() / layout.block_bytes;
   for (std::size_t b = 0; b < blocks; ++b) {
     decode(data.data() + b * layout.block_bytes, values.data() + b * layout.block_elements);
@@ -114,17 +119,26 @@ void dequantize(tensor_type type, std::span<const std::byte> data, std::span<flo
   const auto layout = layout_of(type);
   if (data.size() % layout.block_bytes != 0 ||
       data.size() / layout.block_bytes * layout.block_elements != values.size()) {
-    throw std::invalid_argument("dequantize: the bytes do not hold that many elements of " + tensor_type_name(type));
+    throw std::invalid_argument("dequantize: the bytes do not hold that many elements of " +
+                                tensor_type_name(type));
   }
   switch (type) {
-    case tensor_type::f32: return for_each_block(layout, data, values, decode_f32);
-    case tensor_type::f16: return for_each_block(layout, data, values, decode_f16);
-    case tensor_type::bf16: return for_each_block(layout, data, values, decode_bf16);
-    case tensor_type::q4_0: return for_each_block(layout, data, values, decode_q4_0);
-    case tensor_type::q4_1: return for_each_block(layout, data, values, decode_q4_1);
-    case tensor_type::q8_0: return for_each_block(layout, data, values, decode_q8_0);
-    case tensor_type::q4_k: return for_each_block(layout, data, values, decode_q4_k);
-    case tensor_type::q6_k: return for_each_block(layout, data, values, decode_q6_k);
+    case tensor_type::f32:
+      return for_each_block(layout, data, values, decode_f32);
+    case tensor_type::f16:
+      return for_each_block(layout, data, values, decode_f16);
+    case tensor_type::bf16:
+      return for_each_block(layout, data, values, decode_bf16);
+    case tensor_type::q4_0:
+      return for_each_block(layout, data, values, decode_q4_0);
+    case tensor_type::q4_1:
+      return for_each_block(layout, data, values, decode_q4_1);
+    case tensor_type::q8_0:
+      return for_each_block(layout, data, values, decode_q8_0);
+    case tensor_type::q4_k:
+      return for_each_block(layout, data, values, decode_q4_k);
+    case tensor_type::q6_k:
+      return for_each_block(layout, data, values, decode_q6_k);
   }
 }
 

@@ -38,7 +38,8 @@ struct generate_options {
 };
 
 // @param max_tokens  what a cache on a GPU is sized for
-std::unique_ptr<policy_cache> make_cache(const generate_options& options, const attention_shape& shape, int threads,
+std::unique_ptr<policy_cache> make_cache(const generate_options& options,
+                                         const attention_shape& shape, int threads,
                                          [[maybe_unused]] int max_tokens) {
   const auto& policy = find_policy(options.policy);
   if (options.backend == "cpu") {
@@ -96,17 +97,21 @@ void generate(const generate_options& options) {
   const auto file = gguf_file::open(options.model);
   const auto parameters = read_hyper_parameters(file);
   const tokenizer tokenizer(file);
-  const auto prompt = options.chat ? chat_prompt(tokenizer, options.prompt) : tokenizer.encode(options.prompt);
+  const auto prompt =
+      options.chat ? chat_prompt(tokenizer, options.prompt) : tokenizer.encode(options.prompt);
   if (prompt.empty()) {
     throw std::invalid_argument("--prompt has no tokens to continue");
   }
   if (prompt.size() >= static_cast<std::size_t>(parameters.context_length)) {
-    throw std::invalid_argument("the prompt's " + std::to_string(prompt.size()) + " tokens leave no room in the model's context of " +
+    throw std::invalid_argument("the prompt's " + std::to_string(prompt.size()) +
+                                " tokens leave no room in the model's context of " +
                                 std::to_string(parameters.context_length));
   }
   thread_pool pool(options.threads);
-  const attention_shape shape{parameters.num_layers, parameters.num_qo_heads, parameters.num_kv_heads, parameters.head_dim};
-  const int max_tokens = std::min(parameters.context_length, static_cast<int>(prompt.size()) + options.max_tokens);
+  const attention_shape shape{parameters.num_layers, parameters.num_qo_heads,
+                              parameters.num_kv_heads, parameters.head_dim};
+  const int max_tokens =
+      std::min(parameters.context_length, static_cast<int>(prompt.size()) + options.max_tokens);
   const auto cache = make_cache(options, shape, static_cast<int>(pool.size()), max_tokens);
   model model(file, pool);
 
@@ -131,17 +136,19 @@ void generate(const generate_options& options) {
     model.forward(std::span(&token, 1), cache->length(), *cache, logits);
     ++generated;
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const auto bytes = cache->footprint();
-  std::printf("\n[%s: %d tokens, %.1f tokens/s; cache of %d tokens in %lld bytes, ratio %.2f]\n", policy.name.c_str(),
-              generated, generated / std::max(seconds, 1e-9), cache->length(),
+  std::printf("\n[%s: %d tokens, %.1f tokens/s; cache of %d tokens in %lld bytes, ratio %.2f]\n",
+              policy.name.c_str(), generated, generated / std::max(seconds, 1e-9), cache->length(),
               static_cast<long long>(bytes.total_bytes()), bytes.ratio());
 }
 
 }  // namespace
 
 void add_generate_command(CLI::App& program) {
-  auto* command = program.add_subcommand("generate", "continue a text, or answer in a chat, with any cache policy");
+  auto* command = program.add_subcommand(
+      "generate", "continue a text, or answer in a chat, with any cache policy");
   const auto options = std::make_shared<generate_options>();
   command->add_option("model", options->model, "GGUF file")->required();
   command->add_option("--prompt", options->prompt, "what to continue, or to answer")->required();
@@ -150,14 +157,19 @@ void add_generate_command(CLI::App& program) {
   command->add_option("--max-tokens", options->max_tokens, "at most so many")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
-  command->add_option("--temperature", options->settings.temperature, "0: always the most likely token")
+  command
+      ->add_option("--temperature", options->settings.temperature,
+                   "0: always the most likely token")
       ->check(CLI::Range(0.0F, 100.0F))
       ->capture_default_str();
-  command->add_option("--top-p", options->settings.top_p, "sample from the most likely tokens with this probability")
+  command
+      ->add_option("--top-p", options->settings.top_p,
+                   "sample from the most likely tokens with this probability")
       ->check(CLI::Range(0.0F, 1.0F))
       ->capture_default_str();
   add_policy_numbers(*command, options->numbers);
-  command->add_option("--seed", options->settings.seed, "of sampling and of random probes")->capture_default_str();
+  command->add_option("--seed", options->settings.seed, "of sampling and of random probes")
+      ->capture_default_str();
   command->add_option("--threads", options->threads, "0: one for each core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -13,26 +13,40 @@ namespace zipcache_llama {
 namespace {
 
 constexpr std::string_view magic = "GGUF";
-constexpr std::uint64_t min_metadata_bytes = 8 + 4 + 1;         // key length, type, smallest value
-constexpr std::uint64_t min_tensor_bytes = 8 + 4 + 8 + 4 + 8;  // name length, rank, one dimension, type, offset
+constexpr std::uint64_t min_metadata_bytes = 8 + 4 + 1;  // key length, type, smallest value
+constexpr std::uint64_t min_tensor_bytes =
+    8 + 4 + 8 + 4 + 8;  // name length, rank, one dimension, type, offset
 constexpr std::uint32_t max_rank = 4;
 constexpr std::uint64_t max_alignment = std::uint64_t{1} << 20;
 
 const char* type_name(gguf_type type) {
   switch (type) {
-    case gguf_type::uint8: return "uint8";
-    case gguf_type::int8: return "int8";
-    case gguf_type::uint16: return "uint16";
-    case gguf_type::int16: return "int16";
-    case gguf_type::uint32: return "uint32";
-    case gguf_type::int32: return "int32";
-    case gguf_type::float32: return "float32";
-    case gguf_type::boolean: return "bool";
-    case gguf_type::string: return "string";
-    case gguf_type::array: return "array";
-    case gguf_type::uint64: return "uint64";
-    case gguf_type::int64: return "int64";
-    case gguf_type::float64: return "float64";
+    case gguf_type::uint8:
+      return "uint8";
+    case gguf_type::int8:
+      return "int8";
+    case gguf_type::uint16:
+      return "uint16";
+    case gguf_type::int16:
+      return "int16";
+    case gguf_type::uint32:
+      return "uint32";
+    case gguf_type::int32:
+      return "int32";
+    case gguf_type::float32:
+      return "float32";
+    case gguf_type::boolean:
+      return "bool";
+    case gguf_type::string:
+      return "string";
+    case gguf_type::array:
+      return "array";
+    case gguf_type::uint64:
+      return "uint64";
+    case gguf_type::int64:
+      return "int64";
+    case gguf_type::float64:
+      return "float64";
   }
   return "unknown";
 }
@@ -50,17 +64,23 @@ std::uint64_t element_bytes(gguf_type type) {
   switch (type) {
     case gguf_type::uint8:
     case gguf_type::int8:
-    case gguf_type::boolean: return 1;
+    case gguf_type::boolean:
+      return 1;
     case gguf_type::uint16:
-    case gguf_type::int16: return 2;
+    case gguf_type::int16:
+      return 2;
     case gguf_type::uint32:
     case gguf_type::int32:
-    case gguf_type::float32: return 4;
+    case gguf_type::float32:
+      return 4;
     case gguf_type::uint64:
     case gguf_type::int64:
-    case gguf_type::float64: return 8;
-    case gguf_type::string: return 8;
-    case gguf_type::array: return 4 + 8;
+    case gguf_type::float64:
+      return 8;
+    case gguf_type::string:
+      return 8;
+    case gguf_type::array:
+      return 4 + 8;
   }
   return 1;
 }
@@ -81,7 +101,8 @@ gguf_array read_array(gguf_reader& reader, const gguf_limits& limits, int depth)
   }
   gguf_array array;
   array.element_type = read_type(reader);
-  array.count = reader.count("array length", limits.max_array_elements, element_bytes(array.element_type));
+  array.count =
+      reader.count("array length", limits.max_array_elements, element_bytes(array.element_type));
   if (array.element_type == gguf_type::string) {
     array.strings.reserve(static_cast<std::size_t>(array.count));
     for (std::uint64_t i = 0; i < array.count; ++i) {
@@ -102,19 +123,45 @@ gguf_value read_value(gguf_reader& reader, gguf_type type, const gguf_limits& li
   gguf_value value;
   value.type = type;
   switch (type) {
-    case gguf_type::uint8: value.content = std::uint64_t{reader.scalar<std::uint8_t>("uint8")}; break;
-    case gguf_type::uint16: value.content = std::uint64_t{reader.scalar<std::uint16_t>("uint16")}; break;
-    case gguf_type::uint32: value.content = std::uint64_t{reader.scalar<std::uint32_t>("uint32")}; break;
-    case gguf_type::uint64: value.content = reader.scalar<std::uint64_t>("uint64"); break;
-    case gguf_type::int8: value.content = std::int64_t{reader.scalar<std::int8_t>("int8")}; break;
-    case gguf_type::int16: value.content = std::int64_t{reader.scalar<std::int16_t>("int16")}; break;
-    case gguf_type::int32: value.content = std::int64_t{reader.scalar<std::int32_t>("int32")}; break;
-    case gguf_type::int64: value.content = reader.scalar<std::int64_t>("int64"); break;
-    case gguf_type::float32: value.content = double{reader.scalar<float>("float32")}; break;
-    case gguf_type::float64: value.content = reader.scalar<double>("float64"); break;
-    case gguf_type::boolean: value.content = read_boolean(reader); break;
-    case gguf_type::string: value.content = reader.string("string", reader.remaining()); break;
-    case gguf_type::array: value.content = read_array(reader, limits, depth); break;
+    case gguf_type::uint8:
+      value.content = std::uint64_t{reader.scalar<std::uint8_t>("uint8")};
+      break;
+    case gguf_type::uint16:
+      value.content = std::uint64_t{reader.scalar<std::uint16_t>("uint16")};
+      break;
+    case gguf_type::uint32:
+      value.content = std::uint64_t{reader.scalar<std::uint32_t>("uint32")};
+      break;
+    case gguf_type::uint64:
+      value.content = reader.scalar<std::uint64_t>("uint64");
+      break;
+    case gguf_type::int8:
+      value.content = std::int64_t{reader.scalar<std::int8_t>("int8")};
+      break;
+    case gguf_type::int16:
+      value.content = std::int64_t{reader.scalar<std::int16_t>("int16")};
+      break;
+    case gguf_type::int32:
+      value.content = std::int64_t{reader.scalar<std::int32_t>("int32")};
+      break;
+    case gguf_type::int64:
+      value.content = reader.scalar<std::int64_t>("int64");
+      break;
+    case gguf_type::float32:
+      value.content = double{reader.scalar<float>("float32")};
+      break;
+    case gguf_type::float64:
+      value.content = reader.scalar<double>("float64");
+      break;
+    case gguf_type::boolean:
+      value.content = read_boolean(reader);
+      break;
+    case gguf_type::string:
+      value.content = reader.string("string", reader.remaining());
+      break;
+    case gguf_type::array:
+      value.content = read_array(reader, limits, depth);
+      break;
   }
   return value;
 }
@@ -149,7 +196,8 @@ std::uint64_t read_tensor(gguf_reader& reader, const gguf_limits& limits, tensor
   tensor.type = static_cast<tensor_type>(type);
   if (tensor.shape[0] % layout->block_elements != 0) {
     reader.fail(what + " has rows of " + std::to_string(tensor.shape[0]) + " elements, " +
-                tensor_type_name(tensor.type) + " needs a multiple of " + std::to_string(layout->block_elements));
+                tensor_type_name(tensor.type) + " needs a multiple of " +
+                std::to_string(layout->block_elements));
   }
   return reader.scalar<std::uint64_t>("tensor offset");
 }
@@ -176,7 +224,8 @@ gguf_file gguf_file::open(const std::filesystem::path& path, const gguf_limits& 
     file.fail("cannot tell its size: " + error.message());
   }
   if (size > limits.max_file_bytes) {
-    file.fail(std::to_string(size) + " bytes is above the limit of " + std::to_string(limits.max_file_bytes));
+    file.fail(std::to_string(size) + " bytes is above the limit of " +
+              std::to_string(limits.max_file_bytes));
   }
   std::ifstream stream(path, std::ios::binary);
   if (!stream) {
@@ -203,7 +252,8 @@ gguf_file gguf_file::open(const std::filesystem::path& path, const gguf_limits& 
   return file;
 }
 
-gguf_file gguf_file::parse(std::span<const std::byte> bytes, std::string name, const gguf_limits& limits) {
+gguf_file gguf_file::parse(std::span<const std::byte> bytes, std::string name,
+                           const gguf_limits& limits) {
   gguf_file file;
   file.name_ = std::move(name);
   auto copy = std::make_unique_for_overwrite<std::byte[]>(bytes.size());
@@ -212,7 +262,8 @@ gguf_file gguf_file::parse(std::span<const std::byte> bytes, std::string name, c
   return file;
 }
 
-void gguf_file::read(std::unique_ptr<std::byte[]> bytes, std::size_t size, const gguf_limits& limits) {
+void gguf_file::read(std::unique_ptr<std::byte[]> bytes, std::size_t size,
+                     const gguf_limits& limits) {
   bytes_ = std::move(bytes);
   const std::span<const std::byte> all(bytes_.get(), size);
   gguf_reader reader(all, name_);
@@ -228,7 +279,8 @@ void gguf_file::read(std::unique_ptr<std::byte[]> bytes, std::size_t size, const
                 (swapped ? "; the file seems to be big-endian" : ""));
   }
   const auto tensor_count = reader.count("tensor count", limits.max_tensors, min_tensor_bytes);
-  const auto metadata_count = reader.count("metadata count", limits.max_metadata, min_metadata_bytes);
+  const auto metadata_count =
+      reader.count("metadata count", limits.max_metadata, min_metadata_bytes);
 
   metadata_.reserve(static_cast<std::size_t>(metadata_count));
   for (std::uint64_t i = 0; i < metadata_count; ++i) {
@@ -243,8 +295,8 @@ void gguf_file::read(std::unique_ptr<std::byte[]> bytes, std::size_t size, const
   if (const auto alignment = unsigned_integer("general.alignment")) {
     alignment_ = *alignment;
     if (alignment_ < 8 || alignment_ > max_alignment || (alignment_ & (alignment_ - 1)) != 0) {
-      fail("general.alignment of " + std::to_string(alignment_) + " is not a power of two from 8 to " +
-           std::to_string(max_alignment));
+      fail("general.alignment of " + std::to_string(alignment_) +
+           " is not a power of two from 8 to " + std::to_string(max_alignment));
     }
   }
 
@@ -264,8 +316,8 @@ void gguf_file::read(std::unique_ptr<std::byte[]> bytes, std::size_t size, const
   place_tensors(all, reader.position(), offsets);
 }
 
-// The data section is a gapless sequence of tensors in the order of the table, each padded to the alignment. That
-// alone rules out overlaps, holes and bytes that belong to nobody.
+// The data section is a gapless sequence of tensors in the order of the table, each padded to the
+// alignment. That alone rules out overlaps, holes and bytes that belong to nobody.
 void gguf_file::place_tensors(std::span<const std::byte> bytes, std::uint64_t header_end,
                               const std::vector<std::uint64_t>& offsets) {
   const std::uint64_t data_start = align_up(header_end, alignment_);
@@ -275,23 +327,26 @@ void gguf_file::place_tensors(std::span<const std::byte> bytes, std::uint64_t he
     auto& tensor = tensors_[i];
     const std::string what = "tensor '" + tensor.name + "'";
     if (offsets[i] % alignment_ != 0) {
-      fail(what + " starts at offset " + std::to_string(offsets[i]) + ", not a multiple of the alignment " +
-           std::to_string(alignment_));
+      fail(what + " starts at offset " + std::to_string(offsets[i]) +
+           ", not a multiple of the alignment " + std::to_string(alignment_));
     }
     if (offsets[i] != expected) {
-      fail(what + " starts at offset " + std::to_string(offsets[i]) + ", expected " + std::to_string(expected) +
-           " right after the tensor before it");
+      fail(what + " starts at offset " + std::to_string(offsets[i]) + ", expected " +
+           std::to_string(expected) + " right after the tensor before it");
     }
     const auto layout = layout_of(tensor.type);
     const std::uint64_t blocks = tensor.num_elements / layout.block_elements;
-    const std::uint64_t room =
-        bytes.size() > data_start && expected <= bytes.size() - data_start ? bytes.size() - data_start - expected : 0;
+    const std::uint64_t room = bytes.size() > data_start && expected <= bytes.size() - data_start
+                                   ? bytes.size() - data_start - expected
+                                   : 0;
     if (blocks > room / layout.block_bytes) {
-      fail(what + " needs " + std::to_string(tensor.num_elements) + " " + tensor_type_name(tensor.type) +
-           " elements at offset " + std::to_string(offsets[i]) + ", beyond the end of the file");
+      fail(what + " needs " + std::to_string(tensor.num_elements) + " " +
+           tensor_type_name(tensor.type) + " elements at offset " + std::to_string(offsets[i]) +
+           ", beyond the end of the file");
     }
     const std::uint64_t size = blocks * layout.block_bytes;
-    tensor.data = bytes.subspan(static_cast<std::size_t>(data_start + expected), static_cast<std::size_t>(size));
+    tensor.data = bytes.subspan(static_cast<std::size_t>(data_start + expected),
+                                static_cast<std::size_t>(size));
     end = data_start + expected + size;
     expected = align_up(expected + size, alignment_);
   }
@@ -318,7 +373,8 @@ std::optional<std::uint64_t> gguf_file::unsigned_integer(std::string_view key) c
   if (const auto* number = std::get_if<std::uint64_t>(&value->content)) {
     return *number;
   }
-  if (const auto* number = std::get_if<std::int64_t>(&value->content); number != nullptr && *number >= 0) {
+  if (const auto* number = std::get_if<std::int64_t>(&value->content);
+      number != nullptr && *number >= 0) {
     return static_cast<std::uint64_t>(*number);
   }
   fail_type(key, "a non-negative integer", value->type);
@@ -387,14 +443,29 @@ std::optional<std::vector<std::int64_t>> gguf_file::integers(std::string_view ke
   for (std::size_t at = 0; at < array->packed.size(); at += stride) {
     const std::byte* from = array->packed.data() + at;
     switch (array->element_type) {
-      case gguf_type::uint8: numbers.push_back(load_little_endian<std::uint8_t>(from)); break;
-      case gguf_type::int8: numbers.push_back(load_little_endian<std::int8_t>(from)); break;
-      case gguf_type::uint16: numbers.push_back(load_little_endian<std::uint16_t>(from)); break;
-      case gguf_type::int16: numbers.push_back(load_little_endian<std::int16_t>(from)); break;
-      case gguf_type::uint32: numbers.push_back(load_little_endian<std::uint32_t>(from)); break;
-      case gguf_type::int32: numbers.push_back(load_little_endian<std::int32_t>(from)); break;
-      case gguf_type::int64: numbers.push_back(load_little_endian<std::int64_t>(from)); break;
-      default: fail_type(key, "an array of integers", array->element_type);
+      case gguf_type::uint8:
+        numbers.push_back(load_little_endian<std::uint8_t>(from));
+        break;
+      case gguf_type::int8:
+        numbers.push_back(load_little_endian<std::int8_t>(from));
+        break;
+      case gguf_type::uint16:
+        numbers.push_back(load_little_endian<std::uint16_t>(from));
+        break;
+      case gguf_type::int16:
+        numbers.push_back(load_little_endian<std::int16_t>(from));
+        break;
+      case gguf_type::uint32:
+        numbers.push_back(load_little_endian<std::uint32_t>(from));
+        break;
+      case gguf_type::int32:
+        numbers.push_back(load_little_endian<std::int32_t>(from));
+        break;
+      case gguf_type::int64:
+        numbers.push_back(load_little_endian<std::int64_t>(from));
+        break;
+      default:
+        fail_type(key, "an array of integers", array->element_type);
     }
   }
   if (numbers.size() != array->count) {

@@ -1,8 +1,9 @@
 // Reader of GGUF files, versions 2 and 3 (little-endian): metadata and tensor table.
 //
-// The file is taken as hostile. It is read once into memory that nobody else can change; every count, length and
-// offset is checked against the bytes that are really there before anything is allocated for it. What is returned
-// (strings, arrays, tensor bytes) are views into that memory and live as long as the gguf_file.
+// The file is taken as hostile. It is read once into memory that nobody else can change; every
+// count, length and offset is checked against the bytes that are really there before anything is
+// allocated for it. What is returned (strings, arrays, tensor bytes) are views into that memory and
+// live as long as the gguf_file.
 #pragma once
 
 #include <cstddef>
@@ -46,7 +47,8 @@ enum class gguf_type : std::uint32_t {
 
 struct gguf_value;
 
-// Elements of a fixed size stay packed in the file's bytes; an element costs no more memory than in the file.
+// Elements of a fixed size stay packed in the file's bytes; an element costs no more memory than in
+// the file.
 struct gguf_array {
   gguf_type element_type = gguf_type::uint8;
   std::uint64_t count = 0;
@@ -85,13 +87,16 @@ class gguf_file {
   // @throws gguf_error
   static gguf_file open(const std::filesystem::path& path, const gguf_limits& limits = {});
   // For bytes that are already in memory (tests); `name` stands in the messages.
-  static gguf_file parse(std::span<const std::byte> bytes, std::string name, const gguf_limits& limits = {});
+  static gguf_file parse(std::span<const std::byte> bytes, std::string name,
+                         const gguf_limits& limits = {});
 
   const std::string& name() const { return name_; }
   std::uint32_t version() const { return version_; }
   std::uint64_t alignment() const { return alignment_; }
-  const std::vector<std::pair<std::string, gguf_value>>& metadata() const { return metadata_; }  // in file order
-  const std::vector<tensor_info>& tensors() const { return tensors_; }                          // in file order
+  const std::vector<std::pair<std::string, gguf_value>>& metadata() const {
+    return metadata_;
+  }                                                                     // in file order
+  const std::vector<tensor_info>& tensors() const { return tensors_; }  // in file order
 
   const gguf_value* find(std::string_view key) const;
   const tensor_info* find_tensor(std::string_view name) const;

@@ -1,4 +1,5 @@
-// Cursor over the bytes of a GGUF header: reads little-endian scalars and strings and never passes the end.
+// Cursor over the bytes of a GGUF header: reads little-endian scalars and strings and never passes
+// the end.
 #pragma once
 
 #include <array>
@@ -28,7 +29,8 @@ T load_little_endian(const std::byte* from) {
 
 class gguf_reader {
  public:
-  gguf_reader(std::span<const std::byte> bytes, const std::string& name) : bytes_(bytes), name_(name) {}
+  gguf_reader(std::span<const std::byte> bytes, const std::string& name)
+      : bytes_(bytes), name_(name) {}
 
   std::uint64_t position() const { return position_; }
   std::uint64_t remaining() const { return bytes_.size() - position_; }
@@ -41,8 +43,8 @@ class gguf_reader {
   std::string_view string(const char* what, std::uint64_t max_bytes) {
     const auto length = scalar<std::uint64_t>(what);
     if (length > max_bytes) {
-      fail(std::string(what) + " of " + std::to_string(length) + " bytes is longer than the limit of " +
-           std::to_string(max_bytes));
+      fail(std::string(what) + " of " + std::to_string(length) +
+           " bytes is longer than the limit of " + std::to_string(max_bytes));
     }
     const auto text = take(length, what);
     return {reinterpret_cast<const char*>(text.data()), text.size()};
@@ -53,7 +55,8 @@ class gguf_reader {
       fail(std::string(what) + " needs " + std::to_string(size) + " bytes, the file has " +
            std::to_string(remaining()) + " left");
     }
-    const auto taken = bytes_.subspan(static_cast<std::size_t>(position_), static_cast<std::size_t>(size));
+    const auto taken =
+        bytes_.subspan(static_cast<std::size_t>(position_), static_cast<std::size_t>(size));
     position_ += size;
     return taken;
   }

@@ -6,8 +6,8 @@
 
 namespace zipcache_llama {
 
-// IEEE binary16. The exponent and fraction are moved to where binary32 has them and the product with 2^112 rebiases the
-// exponent; that also normalises subnormals, which a shift alone cannot do.
+// IEEE binary16. The exponent and fraction are moved to where binary32 has them and the product
+// with 2^112 rebiases the exponent; that also normalises subnormals, which a shift alone cannot do.
 constexpr float half_to_float(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
   const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7FFFU) << 13;

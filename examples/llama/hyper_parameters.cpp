@@ -15,7 +15,8 @@ constexpr std::uint64_t max_vocabulary = 1U << 22;
 
 class metadata {
  public:
-  metadata(const gguf_file& file, std::string architecture) : file_(file), prefix_(std::move(architecture) + '.') {}
+  metadata(const gguf_file& file, std::string architecture)
+      : file_(file), prefix_(std::move(architecture) + '.') {}
 
   int size(const char* key, std::uint64_t limit) const {
     const auto value = file_.unsigned_integer(prefix_ + key);
@@ -37,7 +38,8 @@ class metadata {
       file_.fail("metadata '" + prefix_ + key + "' is missing");
     }
     if (!std::isfinite(*value) || *value <= 0) {
-      file_.fail("metadata '" + prefix_ + key + "' is " + std::to_string(*value) + ", expected a positive number");
+      file_.fail("metadata '" + prefix_ + key + "' is " + std::to_string(*value) +
+                 ", expected a positive number");
     }
     return *value;
   }
@@ -49,13 +51,15 @@ class metadata {
     }
   }
 
-  std::optional<std::string_view> string(const char* key) const { return file_.string(prefix_ + key); }
+  std::optional<std::string_view> string(const char* key) const {
+    return file_.string(prefix_ + key);
+  }
 
  private:
   int checked(const char* key, std::uint64_t value, std::uint64_t limit) const {
     if (value == 0 || value > limit) {
-      file_.fail("metadata '" + prefix_ + key + "' is " + std::to_string(value) + ", expected 1 to " +
-                 std::to_string(limit));
+      file_.fail("metadata '" + prefix_ + key + "' is " + std::to_string(value) +
+                 ", expected 1 to " + std::to_string(limit));
     }
     return static_cast<int>(value);
   }
@@ -71,18 +75,19 @@ int read_vocabulary_size(const gguf_file& file, const metadata& data) {
     file.fail("tensor 'token_embd.weight' is missing");
   }
   if (embedding->shape.size() != 2 || embedding->shape[1] > max_vocabulary) {
-    file.fail("tensor 'token_embd.weight' is not a matrix with at most " + std::to_string(max_vocabulary) + " rows");
+    file.fail("tensor 'token_embd.weight' is not a matrix with at most " +
+              std::to_string(max_vocabulary) + " rows");
   }
   const int size = static_cast<int>(embedding->shape[1]);
   const int stated = data.size_or("vocab_size", max_vocabulary, size);
   if (stated != size) {
-    file.fail("states a vocabulary of " + std::to_string(stated) + " tokens, but its embedding has " +
-              std::to_string(size) + " rows");
+    file.fail("states a vocabulary of " + std::to_string(stated) +
+              " tokens, but its embedding has " + std::to_string(size) + " rows");
   }
   const auto tokens = file.strings("tokenizer.ggml.tokens");
   if (tokens && tokens->size() != embedding->shape[1]) {
-    file.fail("has a tokenizer of " + std::to_string(tokens->size()) + " tokens, but its embedding has " +
-              std::to_string(size) + " rows");
+    file.fail("has a tokenizer of " + std::to_string(tokens->size()) +
+              " tokens, but its embedding has " + std::to_string(size) + " rows");
   }
   return size;
 }
@@ -95,11 +100,13 @@ hyper_parameters read_hyper_parameters(const gguf_file& file) {
     file.fail("metadata 'general.architecture' is missing");
   }
   if (*architecture != "llama" && *architecture != "qwen2") {
-    file.fail("architecture '" + std::string(*architecture) + "' is not supported (llama and qwen2 are)");
+    file.fail("architecture '" + std::string(*architecture) +
+              "' is not supported (llama and qwen2 are)");
   }
   hyper_parameters p;
   p.architecture = *architecture;
-  // llama files have the rows of Wq and Wk permuted by the converter so that pairs are neighbours; qwen2 files do not.
+  // llama files have the rows of Wq and Wk permuted by the converter so that pairs are neighbours;
+  // qwen2 files do not.
   p.rope = *architecture == "llama" ? rope_layout::interleaved : rope_layout::half_split;
 
   const metadata data(file, p.architecture);
@@ -110,8 +117,8 @@ hyper_parameters read_hyper_parameters(const gguf_file& file) {
   p.num_qo_heads = data.size("attention.head_count", max_heads);
   p.num_kv_heads = data.size_or("attention.head_count_kv", max_heads, p.num_qo_heads);
   if (p.num_qo_heads % p.num_kv_heads != 0) {
-    file.fail(std::to_string(p.num_kv_heads) + " KV heads do not divide " + std::to_string(p.num_qo_heads) +
-              " query heads");
+    file.fail(std::to_string(p.num_kv_heads) + " KV heads do not divide " +
+              std::to_string(p.num_qo_heads) + " query heads");
   }
   p.head_dim = data.size_or("attention.key_length", max_head_dim, 0);
   if (p.head_dim == 0) {
@@ -128,7 +135,8 @@ hyper_parameters read_hyper_parameters(const gguf_file& file) {
   if (data.size_or("attention.value_length", max_head_dim, p.head_dim) != p.head_dim) {
     file.fail("keys and values of different length are not supported");
   }
-  p.norm_epsilon = static_cast<float>(data.positive_real("attention.layer_norm_rms_epsilon", std::nullopt));
+  p.norm_epsilon =
+      static_cast<float>(data.positive_real("attention.layer_norm_rms_epsilon", std::nullopt));
   p.rope_base = data.positive_real("rope.freq_base", 10000.0);
   p.rope_dim = data.size_or("rope.dimension_count", max_head_dim, p.head_dim);
   if (p.rope_dim > p.head_dim || p.rope_dim % 2 != 0) {

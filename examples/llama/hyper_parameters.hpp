@@ -23,8 +23,12 @@ struct hyper_parameters {
   int rope_dim = 0;  // the first rope_dim channels of a head are turned
   rope_layout rope = rope_layout::interleaved;
 
-  std::size_t q_size() const { return static_cast<std::size_t>(num_qo_heads) * static_cast<std::size_t>(head_dim); }
-  std::size_t kv_size() const { return static_cast<std::size_t>(num_kv_heads) * static_cast<std::size_t>(head_dim); }
+  std::size_t q_size() const {
+    return static_cast<std::size_t>(num_qo_heads) * static_cast<std::size_t>(head_dim);
+  }
+  std::size_t kv_size() const {
+    return static_cast<std::size_t>(num_kv_heads) * static_cast<std::size_t>(head_dim);
+  }
 };
 
 // @throws gguf_error naming the key and what is wrong with it

@@ -11,17 +11,19 @@
 namespace zipcache_llama {
 
 struct line_retrieval_prompt {
-  std::string context;        // the instruction and all lines
-  std::string recalled;       // may follow the context: some other lines once more, as examples of what is wanted
-  std::string question;       // follows the context, in the same message
-  std::string answer_prefix;  // may begin the answer, so that a small model does nothing but copy the number
+  std::string context;   // the instruction and all lines
+  std::string recalled;  // may follow the context: some other lines once more, as examples of what
+                         // is wanted
+  std::string question;  // follows the context, in the same message
+  std::string answer_prefix;  // may begin the answer, so that a small model does nothing but copy
+                              // the number
   std::string key;            // of the line asked for
   int line = 0;               // its index
   int expected = 0;           // its number, five digits
 };
 
-// Small models do not find a line from the question alone: SmolLM2-135M names the right number of 10 in a third of the
-// cases, and in three quarters when it continues a list of recalled lines.
+// Small models do not find a line from the question alone: SmolLM2-135M names the right number of
+// 10 in a third of the cases, and in three quarters when it continues a list of recalled lines.
 inline constexpr int max_recalled_lines = 5;
 
 // How many lines can have different keys.

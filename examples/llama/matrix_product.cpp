@@ -1,10 +1,10 @@
 #include "matrix_product.hpp"
 
-#include <cblas.h>
-
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+
+#include <cblas.h>
 
 namespace zipcache_llama {
 namespace {
@@ -16,8 +16,8 @@ blasint blas_size(std::size_t size) {
   return static_cast<blasint>(size);
 }
 
-// Our own threads split the work, by tokens or by features, so that everything between two products is split as well.
-// OpenBLAS's would only compete with them for the cores.
+// Our own threads split the work, by tokens or by features, so that everything between two products
+// is split as well. OpenBLAS's would only compete with them for the cores.
 void keep_blas_single_threaded() {
   static const bool done = [] {
     openblas_set_num_threads(1);
@@ -28,27 +28,29 @@ void keep_blas_single_threaded() {
 
 }  // namespace
 
-void multiply_transposed(std::size_t m, std::size_t n, std::size_t k, float alpha, const_block a, const_block b,
-                         block c) {
+void multiply_transposed(std::size_t m, std::size_t n, std::size_t k, float alpha, const_block a,
+                         const_block b, block c) {
   keep_blas_single_threaded();
   if (m == 1) {
-    cblas_sgemv(CblasRowMajor, CblasNoTrans, blas_size(n), blas_size(k), alpha, b.data, blas_size(b.stride), a.data, 1,
-                0.0F, c.data, 1);
+    cblas_sgemv(CblasRowMajor, CblasNoTrans, blas_size(n), blas_size(k), alpha, b.data,
+                blas_size(b.stride), a.data, 1, 0.0F, c.data, 1);
     return;
   }
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas_size(m), blas_size(n), blas_size(k), alpha, a.data,
-              blas_size(a.stride), b.data, blas_size(b.stride), 0.0F, c.data, blas_size(c.stride));
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas_size(m), blas_size(n), blas_size(k),
+              alpha, a.data, blas_size(a.stride), b.data, blas_size(b.stride), 0.0F, c.data,
+              blas_size(c.stride));
 }
 
 void multiply(std::size_t m, std::size_t n, std::size_t k, const_block a, const_block b, block c) {
   keep_blas_single_threaded();
   if (m == 1) {
-    cblas_sgemv(CblasRowMajor, CblasTrans, blas_size(k), blas_size(n), 1.0F, b.data, blas_size(b.stride), a.data, 1,
-                0.0F, c.data, 1);
+    cblas_sgemv(CblasRowMajor, CblasTrans, blas_size(k), blas_size(n), 1.0F, b.data,
+                blas_size(b.stride), a.data, 1, 0.0F, c.data, 1);
     return;
   }
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas_size(m), blas_size(n), blas_size(k), 1.0F, a.data,
-              blas_size(a.stride), b.data, blas_size(b.stride), 0.0F, c.data, blas_size(c.stride));
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas_size(m), blas_size(n), blas_size(k),
+              1.0F, a.data, blas_size(a.stride), b.data, blas_size(b.stride), 0.0F, c.data,
+              blas_size(c.stride));
 }
 
 void apply(const matrix& weight, const float* x, std::size_t count, float* y, thread_pool* pool) {

@@ -29,13 +29,14 @@ struct block {
 };
 
 // c [m, n] = alpha · a [m, k] · b [n, k]ᵀ, on the calling thread.
-void multiply_transposed(std::size_t m, std::size_t n, std::size_t k, float alpha, const_block a, const_block b,
-                         block c);
+void multiply_transposed(std::size_t m, std::size_t n, std::size_t k, float alpha, const_block a,
+                         const_block b, block c);
 
 // c [m, n] = a [m, k] · b [k, n], on the calling thread.
 void multiply(std::size_t m, std::size_t n, std::size_t k, const_block a, const_block b, block c);
 
-// y [count, weight.rows] = x [count, weight.columns] · weightᵀ, on the calling thread if `pool` is null.
+// y [count, weight.rows] = x [count, weight.columns] · weightᵀ, on the calling thread if `pool` is
+// null.
 void apply(const matrix& weight, const float* x, std::size_t count, float* y, thread_pool* pool);
 
 }  // namespace zipcache_llama

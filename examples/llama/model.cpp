@@ -10,15 +10,18 @@
 namespace zipcache_llama {
 namespace {
 
-// Tokens that pass through a layer together. Their activations fit in a core's cache (128 · 1536 · 4 bytes for the wider
-// one of SmolLM2) and it is enough for a matrix product to be bound by arithmetic.
+// Tokens that pass through a layer together. Their activations fit in a core's cache (128 · 1536 ·
+// 4 bytes for the wider one of SmolLM2) and it is enough for a matrix product to be bound by
+// arithmetic.
 constexpr std::size_t tokens_per_range = 128;
 constexpr std::size_t min_tokens_per_range = 16;
 
 class stopwatch {
  public:
   explicit stopwatch(double& total) : total_(total) {}
-  ~stopwatch() { total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  ~stopwatch() {
+    total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
   stopwatch(const stopwatch&) = delete;
   stopwatch& operator=(const stopwatch&) = delete;
 
@@ -45,13 +48,18 @@ model::model(const gguf_file& file, thread_pool& pool)
       workspaces_(pool.size()) {}
 
 model::model(const model& other, thread_pool& pool)
-    : parameters_(other.parameters_), pool_(pool), weights_(other.weights_), workspaces_(pool.size()) {}
+    : parameters_(other.parameters_),
+      pool_(pool),
+      weights_(other.weights_),
+      workspaces_(pool.size()) {}
 
 attention_shape model::shape() const {
-  return {parameters_.num_layers, parameters_.num_qo_heads, parameters_.num_kv_heads, parameters_.head_dim};
+  return {parameters_.num_layers, parameters_.num_qo_heads, parameters_.num_kv_heads,
+          parameters_.head_dim};
 }
 
-void model::forward(std::span<const int> tokens, int start, attention& attention, std::span<float> logits) {
+void model::forward(std::span<const int> tokens, int start, attention& attention,
+                    std::span<float> logits) {
   check(tokens, start, logits);
   const std::size_t num_tokens = tokens.size();
   const int len = static_cast<int>(num_tokens);
@@ -88,14 +96,17 @@ void model::check(std::span<const int> tokens, int start, std::span<float> logit
     throw std::invalid_argument("a forward pass needs at least one token");
   }
   const auto context = static_cast<std::size_t>(parameters_.context_length);
-  if (start < 0 || tokens.size() > context || static_cast<std::size_t>(start) > context - tokens.size()) {
-    throw std::invalid_argument("tokens at positions " + std::to_string(start) + " to " +
-                                std::to_string(start + static_cast<std::int64_t>(tokens.size()) - 1) +
-                                " are outside the model's context of " + std::to_string(context));
+  if (start < 0 || tokens.size() > context ||
+      static_cast<std::size_t>(start) > context - tokens.size()) {
+    throw std::invalid_argument(
+        "tokens at positions " + std::to_string(start) + " to " +
+        std::to_string(start + static_cast<std::int64_t>(tokens.size()) - 1) +
+        " are outside the model's context of " + std::to_string(context));
   }
   for (const int token : tokens) {
     if (token < 0 || token >= parameters_.vocab_size) {
-      throw std::invalid_argument("token " + std::to_string(token) + " is outside the vocabulary of " +
+      throw std::invalid_argument("token " + std::to_string(token) +
+                                  " is outside the vocabulary of " +
                                   std::to_string(parameters_.vocab_size));
     }
   }
@@ -109,14 +120,16 @@ void model::embed(std::span<const int> tokens) {
   const auto size = static_cast<std::size_t>(parameters_.hidden_size);
   hidden_.resize(tokens.size() * size);
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    std::copy_n(weights_->embedding.row(static_cast<std::size_t>(tokens[i])), size, hidden_.data() + i * size);
+    std::copy_n(weights_->embedding.row(static_cast<std::size_t>(tokens[i])), size,
+                hidden_.data() + i * size);
   }
 }
 
 template <class Body>
 void model::for_each_range(std::size_t num_tokens, Body body) {
   // At least one range for each worker, of equal lengths.
-  const std::size_t wanted = std::max((num_tokens + tokens_per_range - 1) / tokens_per_range, pool_.size());
+  const std::size_t wanted =
+      std::max((num_tokens + tokens_per_range - 1) / tokens_per_range, pool_.size());
   const std::size_t rounds = (wanted + pool_.size() - 1) / pool_.size();
   const std::size_t ranges = rounds * pool_.size();
   if (pool_.size() == 1 || num_tokens < ranges * min_tokens_per_range) {
@@ -132,14 +145,14 @@ void model::for_each_range(std::size_t num_tokens, Body body) {
   });
 }
 
-void model::project(const layer_weights& layer, const rope_table& rope, token_range range, workspace& space,
-                    thread_pool* pool) {
+void model::project(const layer_weights& layer, const rope_table& rope, token_range range,
+                    workspace& space, thread_pool* pool) {
   const auto size = static_cast<std::size_t>(parameters_.hidden_size);
   const auto head_dim = static_cast<std::size_t>(parameters_.head_dim);
   space.normed.resize(range.count * size);
   for (std::size_t i = 0; i < range.count; ++i) {
-    rms_norm(hidden_.data() + (range.first + i) * size, layer.attention_norm.data(), size, parameters_.norm_epsilon,
-             space.normed.data() + i * size);
+    rms_norm(hidden_.data() + (range.first + i) * size, layer.attention_norm.data(), size,
+             parameters_.norm_epsilon, space.normed.data() + i * size);
   }
   float* q = q_.data() + range.first * parameters_.q_size();
   float* k = k_.data() + range.first * parameters_.kv_size();
@@ -160,7 +173,8 @@ void model::project(const layer_weights& layer, const rope_table& rope, token_ra
   }
 }
 
-void model::feed_forward(const layer_weights& layer, token_range range, workspace& space, thread_pool* pool) {
+void model::feed_forward(const layer_weights& layer, token_range range, workspace& space,
+                         thread_pool* pool) {
   const auto size = static_cast<std::size_t>(parameters_.hidden_size);
   const auto wide = static_cast<std::size_t>(parameters_.feed_forward_size);
   float* hidden = hidden_.data() + range.first * size;
@@ -168,8 +182,8 @@ void model::feed_forward(const layer_weights& layer, token_range range, workspac
   space.gate.resize(range.count * wide);
   space.up.resize(range.count * wide);
 
-  apply(layer.attention_output, mixed_.data() + range.first * parameters_.q_size(), range.count, space.normed.data(),
-        pool);
+  apply(layer.attention_output, mixed_.data() + range.first * parameters_.q_size(), range.count,
+        space.normed.data(), pool);
   add(hidden, space.normed.data(), range.count * size);
 
   for (std::size_t i = 0; i < range.count; ++i) {
@@ -194,10 +208,11 @@ void model::compute_logits(std::size_t num_tokens, std::span<float> logits) {
   for_each_range(rows, [&](token_range range, workspace& space, thread_pool* pool) {
     space.normed.resize(range.count * size);
     for (std::size_t i = 0; i < range.count; ++i) {
-      rms_norm(hidden + (range.first + i) * size, weights_->output_norm.data(), size, parameters_.norm_epsilon,
-               space.normed.data() + i * size);
+      rms_norm(hidden + (range.first + i) * size, weights_->output_norm.data(), size,
+               parameters_.norm_epsilon, space.normed.data() + i * size);
     }
-    apply(weights_->output_matrix(), space.normed.data(), range.count, logits.data() + range.first * vocabulary, pool);
+    apply(weights_->output_matrix(), space.normed.data(), range.count,
+          logits.data() + range.first * vocabulary, pool);
   });
 }
 

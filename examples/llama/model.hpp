@@ -1,6 +1,6 @@
-// A decoder of the Llama architecture: embedding, then for each layer RMSNorm → q, k, v → RoPE → attention → output
-// projection, RMSNorm → SwiGLU, both with residuals; at the end RMSNorm and the output matrix.
-// Attention, and with it the KV cache, is the caller's.
+// A decoder of the Llama architecture: embedding, then for each layer RMSNorm → q, k, v → RoPE →
+// attention → output projection, RMSNorm → SwiGLU, both with residuals; at the end RMSNorm and the
+// output matrix. Attention, and with it the KV cache, is the caller's.
 #pragma once
 
 #include <memory>
@@ -29,7 +29,8 @@ class model {
   // @param pool  used by every forward pass; has to outlive the model
   // @throws gguf_error if the file is not a model that this class computes
   model(const gguf_file& file, thread_pool& pool);
-  // The same weights, not copied, with memory of its own: both may run at the same time, each on its pool.
+  // The same weights, not copied, with memory of its own: both may run at the same time, each on
+  // its pool.
   model(const model& other, thread_pool& pool);
 
   const hyper_parameters& parameters() const { return parameters_; }
@@ -38,10 +39,13 @@ class model {
   int context_length() const { return parameters_.context_length; }
 
   // Runs `tokens` at positions [start, start + tokens.size()).
-  // @param[out] logits  [rows, vocab_size] of the last `rows` tokens, 0 <= rows <= tokens.size(); the size says how many
-  // @throws std::invalid_argument for no tokens, one outside the vocabulary, a context longer than the model's or logits
+  // @param[out] logits  [rows, vocab_size] of the last `rows` tokens, 0 <= rows <= tokens.size();
+  // the size says how many
+  // @throws std::invalid_argument for no tokens, one outside the vocabulary, a context longer than
+  // the model's or logits
   //         of another size
-  void forward(std::span<const int> tokens, int start, attention& attention, std::span<float> logits);
+  void forward(std::span<const int> tokens, int start, attention& attention,
+               std::span<float> logits);
 
   const forward_times& times() const { return times_; }
   void reset_times() { times_ = {}; }
@@ -60,13 +64,14 @@ class model {
 
   void check(std::span<const int> tokens, int start, std::span<float> logits) const;
   void embed(std::span<const int> tokens);
-  // Calls body(range, workspace, pool) over all tokens: many tokens are split among the workers, pool then null; few are
-  // left to the caller's thread and each matrix product is split instead.
+  // Calls body(range, workspace, pool) over all tokens: many tokens are split among the workers,
+  // pool then null; few are left to the caller's thread and each matrix product is split instead.
   template <class Body>
   void for_each_range(std::size_t num_tokens, Body body);
-  void project(const layer_weights& layer, const rope_table& rope, token_range range, workspace& space,
-               thread_pool* pool);
-  void feed_forward(const layer_weights& layer, token_range range, workspace& space, thread_pool* pool);
+  void project(const layer_weights& layer, const rope_table& rope, token_range range,
+               workspace& space, thread_pool* pool);
+  void feed_forward(const layer_weights& layer, token_range range, workspace& space,
+                    thread_pool* pool);
   void compute_logits(std::size_t num_tokens, std::span<float> logits);
 
   hyper_parameters parameters_;

@@ -1,4 +1,5 @@
-// Attention over a compressed KV cache of one sequence, with its policies hidden: what the commands hold.
+// Attention over a compressed KV cache of one sequence, with its policies hidden: what the commands
+// hold.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +21,12 @@ struct policy_numbers {
   std::uint64_t seed = 0;
 };
 
-// `attend` appends its tokens and attends with their queries, as if they came one by one: the cache is compressed
-// between two of them whenever its interval is full.
+// `attend` appends its tokens and attends with their queries, as if they came one by one: the cache
+// is compressed between two of them whenever its interval is full.
 class policy_cache : public attention {
  public:
-  // Compresses one layer of a prompt that exact_attention has attended. @pre the layer is empty, prompt.start == 0
+  // Compresses one layer of a prompt that exact_attention has attended. @pre the layer is empty,
+  // prompt.start == 0
   virtual void prefill(const attended_layer& prompt) = 0;
   virtual int length() const = 0;  // tokens in the first layer
   virtual zipcache::footprint footprint() const = 0;

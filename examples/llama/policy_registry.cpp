@@ -9,8 +9,8 @@
 namespace zipcache_llama {
 namespace {
 
-constexpr std::string_view claim_policies[] = {"paper", "accumulated", "tokenwise_values", "all_probes",
-                                               "accumulated_all_probes"};
+constexpr std::string_view claim_policies[] = {"paper", "accumulated", "tokenwise_values",
+                                               "all_probes", "accumulated_all_probes"};
 
 std::string known_names() {
   std::string names;
@@ -25,7 +25,8 @@ bool is_in_group(const policy_entry& entry, std::string_view group) {
     return true;
   }
   if (group == "claims") {
-    return std::find(std::begin(claim_policies), std::end(claim_policies), entry.name) != std::end(claim_policies);
+    return std::find(std::begin(claim_policies), std::end(claim_policies), entry.name) !=
+           std::end(claim_policies);
   }
   return (group == "presets" && entry.is_preset) || (group == "ablations" && !entry.is_preset);
 }
@@ -49,7 +50,8 @@ const policy_entry& find_policy(std::string_view name) {
       return entry;
     }
   }
-  throw std::invalid_argument("unknown policy '" + std::string(name) + "'; there are " + known_names());
+  throw std::invalid_argument("unknown policy '" + std::string(name) + "'; there are " +
+                              known_names());
 }
 
 std::vector<const policy_entry*> select_policies(std::string_view list) {

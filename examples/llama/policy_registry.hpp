@@ -1,5 +1,5 @@
-// The cache policies by name. A policy is a type, and each is compiled once (policies_*.cpp); the commands choose among
-// them at run time.
+// The cache policies by name. A policy is a type, and each is compiled once (policies_*.cpp); the
+// commands choose among them at run time.
 #pragma once
 
 #include <functional>
@@ -19,8 +19,11 @@ struct policy_entry {
   std::string policies;  // its type, slot by slot
   bool is_preset = false;
 
-  // @throws zipcache::argument_error for a number out of range or a head_dim that the policies cannot take
-  std::function<std::unique_ptr<policy_cache>(const attention_shape&, const policy_numbers&, int threads)> make;
+  // @throws zipcache::argument_error for a number out of range or a head_dim that the policies
+  // cannot take
+  std::function<std::unique_ptr<policy_cache>(const attention_shape&, const policy_numbers&,
+                                              int threads)>
+      make;
   // The paper's formula for one sequence of `tokens`, compressed at once.
   std::function<double(const attention_shape&, const policy_numbers&, int tokens)> paper_ratio;
 };
@@ -31,8 +34,9 @@ std::span<const policy_entry> all_policies();
 // @throws std::invalid_argument that lists the known names
 const policy_entry& find_policy(std::string_view name);
 
-// Comma-separated names, or the groups `presets`, `ablations`, `claims` (those that compare prints sentences about) and `all`.
-// Each policy once, `uncompressed` always and first, the others in the order of the registry.
+// Comma-separated names, or the groups `presets`, `ablations`, `claims` (those that compare prints
+// sentences about) and `all`. Each policy once, `uncompressed` always and first, the others in the
+// order of the registry.
 // @throws std::invalid_argument as find_policy, or for an empty list
 std::vector<const policy_entry*> select_policies(std::string_view list);
 

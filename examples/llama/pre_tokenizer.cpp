@@ -1,11 +1,11 @@
 #include "pre_tokenizer.hpp"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <array>
 #include <stdexcept>
 #include <string>
+
+#include <pcre2.h>
 
 #include "utf8.hpp"
 
@@ -48,8 +48,8 @@ class pre_tokenizer::pattern {
   explicit pattern(std::string_view expression) {
     int error = 0;
     PCRE2_SIZE offset = 0;
-    code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(), PCRE2_UTF | PCRE2_UCP,
-                          &error, &offset, nullptr);
+    code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(),
+                          PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
     if (code_ == nullptr) {
       throw std::runtime_error("PCRE2 lacks Unicode support: error " + std::to_string(error));
     }
@@ -69,9 +69,10 @@ class pre_tokenizer::pattern {
     }
     std::size_t at = 0;
     while (at < text.size()) {
-      // The whole text was checked once; checking it again for each match would take quadratic time.
-      const int found = pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
-                                    PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, match.get(), nullptr);
+      // The whole text was checked once; checking it again for each match would take quadratic
+      // time.
+      const int found = pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
+                                    at, PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, match.get(), nullptr);
       if (found == PCRE2_ERROR_NOMATCH) {
         break;
       }
@@ -133,7 +134,8 @@ void pre_tokenizer::split(std::string_view text, std::vector<std::string_view>& 
   }
 }
 
-void pre_tokenizer::split_valid(std::string_view text, std::vector<std::string_view>& pieces) const {
+void pre_tokenizer::split_valid(std::string_view text,
+                                std::vector<std::string_view>& pieces) const {
   std::vector<std::string_view> current{text};
   std::vector<std::string_view> next;
   for (const auto& step : chain_) {

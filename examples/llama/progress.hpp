@@ -1,13 +1,14 @@
-// A progress bar on stderr. Nothing is written when stderr is not a terminal, so that logs and pipes stay clean.
+// A progress bar on stderr. Nothing is written when stderr is not a terminal, so that logs and
+// pipes stay clean.
 #pragma once
-
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <string>
 #include <utility>
+
+#include <unistd.h>
 
 namespace zipcache_llama {
 

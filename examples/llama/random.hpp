@@ -1,4 +1,5 @@
-// Seeded random numbers that are the same on every platform and standard library (the distributions of <random> are not).
+// Seeded random numbers that are the same on every platform and standard library (the distributions
+// of <random> are not).
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ class random_stream {
   // In [0, 1), all 53 bits of a double's fraction.
   double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
 
-  // In [0, bound). @pre bound > 0. The lowest remainders are dropped, so that no number is more likely than another.
+  // In [0, bound). @pre bound > 0. The lowest remainders are dropped, so that no number is more
+  // likely than another.
   std::uint64_t below(std::uint64_t bound) {
     const std::uint64_t uneven = (0 - bound) % bound;  // 2^64 mod bound
     std::uint64_t drawn = next();

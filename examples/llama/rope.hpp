@@ -1,4 +1,5 @@
-// Rotary position embedding: the pair i of a head's channels is turned by position · base^(−2i / rope_dim).
+// Rotary position embedding: the pair i of a head's channels is turned by position · base^(−2i /
+// rope_dim).
 #pragma once
 
 #include <cmath>
@@ -10,11 +11,12 @@
 
 namespace zipcache_llama {
 
-// Cosine and sine of every angle for positions [start, start + len), computed in double: at position 8192 a float angle
-// would be off by its own rounding.
+// Cosine and sine of every angle for positions [start, start + len), computed in double: at
+// position 8192 a float angle would be off by its own rounding.
 class rope_table {
  public:
-  rope_table(const hyper_parameters& parameters, std::span<const float> divisors, int start, int len)
+  rope_table(const hyper_parameters& parameters, std::span<const float> divisors, int start,
+             int len)
       : layout_(parameters.rope), pairs_(static_cast<std::size_t>(parameters.rope_dim) / 2) {
     const auto count = static_cast<std::size_t>(len);
     cosines_.resize(count * pairs_);

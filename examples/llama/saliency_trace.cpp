@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+
 #include <zipcache/saliency/saliency.hpp>
 #include <zipcache/select/budget.hpp>
 #include <zipcache/select/select.hpp>
@@ -14,7 +15,8 @@ namespace {
 
 std::vector<bool> mark_salient(const std::vector<float>& scores, double ratio) {
   const auto count = static_cast<std::int64_t>(scores.size());
-  const std::int64_t salient = zipcache::salient_share<60>::num_salient(count, {.salient_ratio = ratio});
+  const std::int64_t salient =
+      zipcache::salient_share<60>::num_salient(count, {.salient_ratio = ratio});
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(salient));
   zipcache::select({}, scores, 1, {count, salient}, tokens);
   std::vector<bool> marks(scores.size());
@@ -26,7 +28,8 @@ std::vector<bool> mark_salient(const std::vector<float>& scores, double ratio) {
 
 }  // namespace
 
-saliency_trace::saliency_trace(const attention_shape& shape, int layer, int head, double salient_ratio)
+saliency_trace::saliency_trace(const attention_shape& shape, int layer, int head,
+                               double salient_ratio)
     : shape_(shape), layer_(layer), head_(head), salient_ratio_(salient_ratio) {}
 
 void saliency_trace::observe(const attended_layer& layer) {
@@ -47,9 +50,11 @@ std::vector<float> saliency_trace::scores(const attended_layer& layer, bool norm
   const auto heads = static_cast<std::size_t>(shape_.num_kv_heads);
   std::vector<float> by_head(heads * tokens);
   if (normalized) {
-    zipcache::saliency<zipcache::normalized_attention, zipcache::per_kv_head>({}, probes, keys, sm_scale, by_head);
+    zipcache::saliency<zipcache::normalized_attention, zipcache::per_kv_head>({}, probes, keys,
+                                                                              sm_scale, by_head);
   } else {
-    zipcache::saliency<zipcache::accumulated_attention, zipcache::per_kv_head>({}, probes, keys, sm_scale, by_head);
+    zipcache::saliency<zipcache::accumulated_attention, zipcache::per_kv_head>({}, probes, keys,
+                                                                               sm_scale, by_head);
   }
   std::vector<float> result(tokens);
   for (std::size_t token = 0; token < tokens; ++token) {

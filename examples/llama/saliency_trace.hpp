@@ -1,5 +1,5 @@
-// The saliency of every token of a window at one layer, accumulated beside normalized, from all rows (the paper's
-// figure 3 on the user's own text).
+// The saliency of every token of a window at one layer, accumulated beside normalized, from all
+// rows (the paper's figure 3 on the user's own text).
 #pragma once
 
 #include <string>

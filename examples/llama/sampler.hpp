@@ -29,18 +29,21 @@ class sampler {
     }
     order_.resize(logits.size());
     std::iota(order_.begin(), order_.end(), std::size_t{0});
-    std::stable_sort(order_.begin(), order_.end(), [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
 
     weights_.clear();
     double total = 0;
     for (const std::size_t token : order_) {
-      const double distance = static_cast<double>(logits[token]) - static_cast<double>(logits[order_[0]]);
+      const double distance =
+          static_cast<double>(logits[token]) - static_cast<double>(logits[order_[0]]);
       weights_.push_back(std::exp(distance / static_cast<double>(settings_.temperature)));
       total += weights_.back();
     }
     double kept = 0;
     std::size_t count = 0;
-    while (count < weights_.size() && (count == 0 || kept < static_cast<double>(settings_.top_p) * total)) {
+    while (count < weights_.size() &&
+           (count == 0 || kept < static_cast<double>(settings_.top_p) * total)) {
       kept += weights_[count++];
     }
     double left = random_.uniform() * kept;

@@ -29,10 +29,11 @@ struct interval {
   double high = 0;
 };
 
-// Percentile bootstrap of the mean: the middle `level` of the means of `resamples` samples drawn with replacement.
-// Values have to be independent of each other (documents, not neighbouring tokens).
-inline interval bootstrap_interval(std::span<const double> values, std::uint64_t seed, int resamples = 2000,
-                                   double level = 0.95) {
+// Percentile bootstrap of the mean: the middle `level` of the means of `resamples` samples drawn
+// with replacement. Values have to be independent of each other (documents, not neighbouring
+// tokens).
+inline interval bootstrap_interval(std::span<const double> values, std::uint64_t seed,
+                                   int resamples = 2000, double level = 0.95) {
   if (values.empty() || resamples < 1) {
     throw std::invalid_argument("bootstrap_interval: needs values and at least one resample");
   }
@@ -56,17 +57,20 @@ inline interval bootstrap_interval(std::span<const double> values, std::uint64_t
 }
 
 // Of the mean of a − b, resampling pairs: what two policies share on the same text cancels.
-inline interval paired_difference_interval(std::span<const double> a, std::span<const double> b, std::uint64_t seed,
-                                           int resamples = 2000, double level = 0.95) {
+inline interval paired_difference_interval(std::span<const double> a, std::span<const double> b,
+                                           std::uint64_t seed, int resamples = 2000,
+                                           double level = 0.95) {
   if (a.size() != b.size()) {
     throw std::invalid_argument("paired_difference_interval: needs pairs");
   }
   std::vector<double> differences(a.size());
-  std::transform(a.begin(), a.end(), b.begin(), differences.begin(), [](double x, double y) { return x - y; });
+  std::transform(a.begin(), a.end(), b.begin(), differences.begin(),
+                 [](double x, double y) { return x - y; });
   return bootstrap_interval(differences, seed, resamples, level);
 }
 
-// Wilson's interval of a share: `successes` of `trials`. Unlike a bootstrap it does not collapse to a point at 0 and 1.
+// Wilson's interval of a share: `successes` of `trials`. Unlike a bootstrap it does not collapse to
+// a point at 0 and 1.
 inline interval wilson_interval(std::int64_t successes, std::int64_t trials) {
   if (trials < 1 || successes < 0 || successes > trials) {
     throw std::invalid_argument("wilson_interval: needs trials, and no more successes than those");
@@ -75,7 +79,8 @@ inline interval wilson_interval(std::int64_t successes, std::int64_t trials) {
   const double n = static_cast<double>(trials);
   const double share = static_cast<double>(successes) / n;
   const double centre = (share + z * z / (2 * n)) / (1 + z * z / n);
-  const double reach = z / (1 + z * z / n) * std::sqrt(share * (1 - share) / n + z * z / (4 * n * n));
+  const double reach =
+      z / (1 + z * z / n) * std::sqrt(share * (1 - share) / n + z * z / (4 * n * n));
   return {share, std::max(0.0, centre - reach), std::min(1.0, centre + reach)};
 }
 
@@ -97,10 +102,14 @@ inline double log_probability(std::span<const float> logits, int token) {
 }
 
 // From the natural log-probabilities of the tokens that came.
-inline double perplexity(std::span<const double> log_probabilities) { return std::exp(-mean(log_probabilities)); }
+inline double perplexity(std::span<const double> log_probabilities) {
+  return std::exp(-mean(log_probabilities));
+}
 
-// Sum of p · ln(p / q), p and q the softmax of the two rows. Not negative beyond rounding; clamped at 0.
-inline double kl_divergence(std::span<const float> reference_logits, std::span<const float> logits) {
+// Sum of p · ln(p / q), p and q the softmax of the two rows. Not negative beyond rounding; clamped
+// at 0.
+inline double kl_divergence(std::span<const float> reference_logits,
+                            std::span<const float> logits) {
   if (reference_logits.size() != logits.size()) {
     throw std::invalid_argument("kl_divergence: rows of different length");
   }

@@ -1,4 +1,5 @@
-// The saliency of every token as an SVG file: stacked panels over one token axis, salient tokens in another colour.
+// The saliency of every token as an SVG file: stacked panels over one token axis, salient tokens in
+// another colour.
 #pragma once
 
 #include <span>
@@ -8,9 +9,9 @@
 namespace zipcache_llama {
 
 struct saliency_panel {
-  std::string title;               // "accumulated attention"
+  std::string title;                // "accumulated attention"
   std::span<const float> saliency;  // one value for each token, not negative
-  std::vector<bool> salient;       // one flag for each token
+  std::vector<bool> salient;        // one flag for each token
 };
 
 // @param panels  all of the same, non-zero number of tokens

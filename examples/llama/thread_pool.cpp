@@ -5,14 +5,15 @@
 namespace zipcache_llama {
 namespace {
 
-// Loops follow each other within microseconds while a token is computed; sleeping in between would cost more than the
-// loop. Yielding leaves the core to others that have work.
+// Loops follow each other within microseconds while a token is computed; sleeping in between would
+// cost more than the loop. Yielding leaves the core to others that have work.
 constexpr int yields_before_sleep = 200;
 
 }  // namespace
 
 thread_pool::thread_pool(int num_threads) {
-  const int wanted = num_threads > 0 ? num_threads : static_cast<int>(std::thread::hardware_concurrency());
+  const int wanted =
+      num_threads > 0 ? num_threads : static_cast<int>(std::thread::hardware_concurrency());
   const std::size_t others = static_cast<std::size_t>(std::max(wanted, 1)) - 1;
   threads_.reserve(others);
   for (std::size_t i = 0; i < others; ++i) {

@@ -24,8 +24,9 @@ class thread_pool {
 
   std::size_t size() const { return threads_.size() + 1; }
 
-  // Calls body(index, worker) once for each index < count, lower indices first, and returns when all are done.
-  // No two calls with the same `worker` < size() overlap. Rethrows the first exception. Not reentrant.
+  // Calls body(index, worker) once for each index < count, lower indices first, and returns when
+  // all are done. No two calls with the same `worker` < size() overlap. Rethrows the first
+  // exception. Not reentrant.
   void run(std::size_t count, const task& body);
 
  private:

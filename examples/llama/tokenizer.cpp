@@ -9,12 +9,14 @@
 namespace zipcache_llama {
 namespace {
 
-// Values of tokenizer.ggml.token_type whose spelling is meant literally and never produced by merges.
+// Values of tokenizer.ggml.token_type whose spelling is meant literally and never produced by
+// merges.
 constexpr std::int64_t control_token = 3;
 constexpr std::int64_t user_defined_token = 4;
 
 constexpr std::uint64_t pair_of(int left, int right) {
-  return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
+  return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 |
+         static_cast<std::uint32_t>(right);
 }
 
 std::string_view pre_tokenizer_name(const gguf_file& file) {
@@ -23,11 +25,13 @@ std::string_view pre_tokenizer_name(const gguf_file& file) {
     file.fail("has no tokenizer ('tokenizer.ggml.model' is missing)");
   }
   if (*model != "gpt2") {
-    file.fail("tokenizer '" + std::string(*model) + "' is not supported (byte-level BPE, 'gpt2', is)");
+    file.fail("tokenizer '" + std::string(*model) +
+              "' is not supported (byte-level BPE, 'gpt2', is)");
   }
   const auto name = file.string("tokenizer.ggml.pre").value_or("gpt-2");
   if (!pre_tokenizer::knows(name)) {
-    file.fail("pre-tokenizer '" + std::string(name) + "' is not supported (smollm, gpt-2, qwen2, llama-bpe are)");
+    file.fail("pre-tokenizer '" + std::string(name) +
+              "' is not supported (smollm, gpt-2, qwen2, llama-bpe are)");
   }
   return name;
 }
@@ -50,8 +54,9 @@ std::string spelled_bytes(std::string_view spelling) {
 
 }  // namespace
 
-// Merges the tokens of one piece: always the pair of the lowest rank, of equal ones the leftmost. The pairs wait in a
-// heap, so that a piece of n bytes takes O(n log n) however long it is. Kept for many pieces to reuse its memory.
+// Merges the tokens of one piece: always the pair of the lowest rank, of equal ones the leftmost.
+// The pairs wait in a heap, so that a piece of n bytes takes O(n log n) however long it is. Kept
+// for many pieces to reuse its memory.
 class tokenizer::pair_merger {
  public:
   explicit pair_merger(const std::unordered_map<std::uint64_t, merge>& merges) : merges_(merges) {}
@@ -106,7 +111,8 @@ class tokenizer::pair_merger {
     }
     const auto found = merges_.find(pair_of(at(left).token, at(right).token));
     if (found != merges_.end()) {
-      heap_.push_back({found->second.rank, left, at(left).token, at(right).token, found->second.token});
+      heap_.push_back(
+          {found->second.rank, left, at(left).token, at(right).token, found->second.token});
       std::push_heap(heap_.begin(), heap_.end(), comes_later);
     }
   }
@@ -149,8 +155,8 @@ tokenizer::spelling_index tokenizer::read_vocabulary(const gguf_file& file) {
   }
   const auto types = file.integers("tokenizer.ggml.token_type");
   if (types && types->size() != spellings->size()) {
-    file.fail("has " + std::to_string(spellings->size()) + " tokens but " + std::to_string(types->size()) +
-              " token types");
+    file.fail("has " + std::to_string(spellings->size()) + " tokens but " +
+              std::to_string(types->size()) + " token types");
   }
   byte_tokens_.fill(-1);
   spelling_index index;
@@ -161,10 +167,11 @@ tokenizer::spelling_index tokenizer::read_vocabulary(const gguf_file& file) {
     const auto spelling = (*spellings)[i];
     const int id = static_cast<int>(i);
     if (const auto [other, inserted] = index.emplace(spelling, id); !inserted) {
-      file.fail("tokens " + std::to_string(other->second) + " and " + std::to_string(id) + " are both '" +
-                std::string(spelling) + "'");
+      file.fail("tokens " + std::to_string(other->second) + " and " + std::to_string(id) +
+                " are both '" + std::string(spelling) + "'");
     }
-    const bool special = types && ((*types)[i] == control_token || (*types)[i] == user_defined_token);
+    const bool special =
+        types && ((*types)[i] == control_token || (*types)[i] == user_defined_token);
     is_special_.push_back(special);
     if (special) {
       bytes_.emplace_back(spelling);
@@ -199,16 +206,20 @@ void tokenizer::read_merges(const gguf_file& file, const spelling_index& index) 
     // The alphabet has no space, so the first one is the separator.
     const auto space = line.find(' ');
     const auto left = index.find(line.substr(0, space));
-    const auto right = space == std::string_view::npos ? index.end() : index.find(line.substr(space + 1));
+    const auto right =
+        space == std::string_view::npos ? index.end() : index.find(line.substr(space + 1));
     if (left == index.end() || right == index.end()) {
-      file.fail("merge " + std::to_string(i) + " ('" + std::string(line) + "') is not a pair of tokens");
+      file.fail("merge " + std::to_string(i) + " ('" + std::string(line) +
+                "') is not a pair of tokens");
     }
     joined.assign(left->first).append(right->first);
     const auto merged = index.find(joined);
     if (merged == index.end()) {
-      file.fail("merge " + std::to_string(i) + " ('" + std::string(line) + "') makes no token of the vocabulary");
+      file.fail("merge " + std::to_string(i) + " ('" + std::string(line) +
+                "') makes no token of the vocabulary");
     }
-    merges_.emplace(pair_of(left->second, right->second), merge{static_cast<int>(i), merged->second});
+    merges_.emplace(pair_of(left->second, right->second),
+                    merge{static_cast<int>(i), merged->second});
   }
 }
 
@@ -218,8 +229,8 @@ std::optional<int> tokenizer::read_special_id(const gguf_file& file, const char*
     return std::nullopt;
   }
   if (*id >= bytes_.size()) {
-    file.fail("metadata '" + std::string(key) + "' is " + std::to_string(*id) + ", outside the vocabulary of " +
-              std::to_string(bytes_.size()));
+    file.fail("metadata '" + std::string(key) + "' is " + std::to_string(*id) +
+              ", outside the vocabulary of " + std::to_string(bytes_.size()));
   }
   return static_cast<int>(*id);
 }
@@ -252,7 +263,8 @@ std::vector<int> tokenizer::encode(std::string_view text, special_tokens special
   return tokens;
 }
 
-void tokenizer::encode_text(std::string_view text, pair_merger& merger, std::vector<int>& tokens) const {
+void tokenizer::encode_text(std::string_view text, pair_merger& merger,
+                            std::vector<int>& tokens) const {
   std::vector<std::string_view> pieces;
   pre_tokenizer_.split(text, pieces);
   std::vector<int> symbols;

@@ -1,7 +1,8 @@
 // Byte-level BPE from the vocabulary and merges of a GGUF file (`tokenizer.ggml.model` = gpt2).
 //
-// decode(encode(text)) is `text` for every string of bytes, as long as the vocabulary has a token for each of the 256
-// bytes. Some leave out bytes that no text of theirs had; those encode to the unknown token (see missing_bytes).
+// decode(encode(text)) is `text` for every string of bytes, as long as the vocabulary has a token
+// for each of the 256 bytes. Some leave out bytes that no text of theirs had; those encode to the
+// unknown token (see missing_bytes).
 #pragma once
 
 #include <array>
@@ -18,7 +19,8 @@
 
 namespace zipcache_llama {
 
-// Only `recognise` text that the program wrote itself: a user's "<|im_end|>" must not end their own message.
+// Only `recognise` text that the program wrote itself: a user's "<|im_end|>" must not end their own
+// message.
 enum class special_tokens { as_text, recognise };
 
 class tokenizer {
@@ -28,8 +30,10 @@ class tokenizer {
 
   int size() const { return static_cast<int>(bytes_.size()); }
 
-  // @throws std::runtime_error for a byte outside the vocabulary if there is no unknown token either
-  std::vector<int> encode(std::string_view text, special_tokens special = special_tokens::as_text) const;
+  // @throws std::runtime_error for a byte outside the vocabulary if there is no unknown token
+  // either
+  std::vector<int> encode(std::string_view text,
+                          special_tokens special = special_tokens::as_text) const;
 
   std::string decode(std::span<const int> tokens) const;
   // Not necessarily whole UTF-8. @pre 0 <= token < size()

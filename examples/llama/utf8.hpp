@@ -14,7 +14,8 @@ struct utf8_step {
   bool valid = false;
 };
 
-// Decodes the code point at the start of non-empty `text`. Overlong forms, surrogates and values above U+10FFFF are invalid.
+// Decodes the code point at the start of non-empty `text`. Overlong forms, surrogates and values
+// above U+10FFFF are invalid.
 inline utf8_step decode_utf8(std::string_view text) {
   const auto byte_at = [text](std::size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char lead = byte_at(0);
@@ -32,7 +33,8 @@ inline utf8_step decode_utf8(std::string_view text) {
     }
     code_point = code_point << 6 | (byte_at(i) & 0x3FU);
   }
-  const bool overlong = (length == 3 && code_point < 0x800) || (length == 4 && code_point < 0x10000);
+  const bool overlong =
+      (length == 3 && code_point < 0x800) || (length == 4 && code_point < 0x10000);
   const bool surrogate = code_point >= 0xD800 && code_point <= 0xDFFF;
   if (overlong || surrogate || code_point > 0x10FFFF) {
     return {};
@@ -55,7 +57,9 @@ inline std::size_t whole_utf8_length(std::string_view text) {
 }
 
 inline void append_utf8(std::string& text, char32_t code_point) {
-  const auto append = [&text](char32_t byte) { text.push_back(static_cast<char>(static_cast<unsigned char>(byte))); };
+  const auto append = [&text](char32_t byte) {
+    text.push_back(static_cast<char>(static_cast<unsigned char>(byte)));
+  };
   if (code_point < 0x80) {
     append(code_point);
   } else if (code_point < 0x800) {

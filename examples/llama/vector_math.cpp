@@ -1,17 +1,19 @@
-// Written so that g++ -O3 turns each loop into vector instructions without -ffast-math: sums and maxima run in `lanes`
-// independent accumulators, because the compiler may not reorder a single one.
+// Written so that g++ -O3 turns each loop into vector instructions without -ffast-math: sums and
+// maxima run in `lanes` independent accumulators, because the compiler may not reorder a single
+// one.
 #include "vector_math.hpp"
 
 #include <array>
 #include <cmath>
 #include <limits>
 
-// Every x86-64 has 4 floats in a vector, most have 8: the loader picks. AVX2 without FMA, so that both round alike.
-// A sanitizer's runtime is not up yet when the loader does so.
+// Every x86-64 has 4 floats in a vector, most have 8: the loader picks. AVX2 without FMA, so that
+// both round alike. A sanitizer's runtime is not up yet when the loader does so.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define ZIPCACHE_LLAMA_SANITIZED
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(memory_sanitizer)
 #define ZIPCACHE_LLAMA_SANITIZED
 #endif
 #endif
@@ -110,7 +112,8 @@ ZIPCACHE_LLAMA_VECTORISE double weighted_difference(const float* x, const float*
   std::size_t i = 0;
   for (; i + lanes <= count; i += lanes) {
     for (std::size_t lane = 0; lane < lanes; ++lane) {
-      sums[lane] += static_cast<double>(exponential(x[i + lane] - shift) * (x[i + lane] - y[i + lane]));
+      sums[lane] +=
+          static_cast<double>(exponential(x[i + lane] - shift) * (x[i + lane] - y[i + lane]));
     }
   }
   double total = 0;
@@ -123,8 +126,10 @@ ZIPCACHE_LLAMA_VECTORISE double weighted_difference(const float* x, const float*
   return total;
 }
 
-ZIPCACHE_LLAMA_VECTORISE void rms_norm(const float* x, const float* weight, std::size_t count, float epsilon, float* y) {
-  const float factor = 1.0F / std::sqrt(sum_of_squares(x, count) / static_cast<float>(count) + epsilon);
+ZIPCACHE_LLAMA_VECTORISE void rms_norm(const float* x, const float* weight, std::size_t count,
+                                       float epsilon, float* y) {
+  const float factor =
+      1.0F / std::sqrt(sum_of_squares(x, count) / static_cast<float>(count) + epsilon);
   for (std::size_t i = 0; i < count; ++i) {
     y[i] = x[i] * factor * weight[i];
   }

@@ -8,13 +8,14 @@
 namespace zipcache_llama {
 
 // e^x within 2 ulp for |x| <= 87; below -87 it stays at e^-87 (about 1e-38), above 88 at e^88.
-// x = n ln 2 + r with |r| <= ln 2 / 2: 2^n goes into the exponent bits, e^r is a polynomial. ln 2 is subtracted in two
-// parts so that n ln 2 is exact.
+// x = n ln 2 + r with |r| <= ln 2 / 2: 2^n goes into the exponent bits, e^r is a polynomial. ln 2
+// is subtracted in two parts so that n ln 2 is exact.
 inline float exponential(float x) {
   constexpr float log2_e = 1.44269504F;
   constexpr float ln2_high = 0.693359375F;
   constexpr float ln2_low = -2.12194440e-4F;
-  constexpr float round_to_integer = 12582912.0F;  // 1.5 · 2^23: adding it leaves no bits for a fraction
+  constexpr float round_to_integer =
+      12582912.0F;  // 1.5 · 2^23: adding it leaves no bits for a fraction
   x = x < -87.0F ? -87.0F : x;
   x = x > 88.0F ? 88.0F : x;
   const float shifted = x * log2_e + round_to_integer;

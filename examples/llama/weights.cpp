@@ -54,10 +54,11 @@ class loader {
     return *tensor;
   }
 
-  std::vector<float> dequantized(const tensor_info& tensor, const std::vector<std::uint64_t>& shape) {
+  std::vector<float> dequantized(const tensor_info& tensor,
+                                 const std::vector<std::uint64_t>& shape) {
     if (tensor.shape != shape) {
-      file_.fail("tensor '" + tensor.name + "' has shape " + shape_text(tensor.shape) + ", expected " +
-                 shape_text(shape));
+      file_.fail("tensor '" + tensor.name + "' has shape " + shape_text(tensor.shape) +
+                 ", expected " + shape_text(shape));
     }
     used_.insert(tensor.name);
     std::vector<float> values(static_cast<std::size_t>(tensor.num_elements));
@@ -67,8 +68,9 @@ class loader {
     pool_.run((blocks + blocks_per_task - 1) / blocks_per_task, [&](std::size_t task, std::size_t) {
       const std::size_t first = task * blocks_per_task;
       const std::size_t count = std::min(blocks_per_task, blocks - first);
-      dequantize(tensor.type, tensor.data.subspan(first * layout.block_bytes, count * layout.block_bytes),
-                 std::span(values).subspan(first * layout.block_elements, count * layout.block_elements));
+      dequantize(
+          tensor.type, tensor.data.subspan(first * layout.block_bytes, count * layout.block_bytes),
+          std::span(values).subspan(first * layout.block_elements, count * layout.block_elements));
     });
     return values;
   }
@@ -80,7 +82,8 @@ class loader {
 
 }  // namespace
 
-model_weights load_weights(const gguf_file& file, const hyper_parameters& parameters, thread_pool& pool) {
+model_weights load_weights(const gguf_file& file, const hyper_parameters& parameters,
+                           thread_pool& pool) {
   const auto hidden = static_cast<std::size_t>(parameters.hidden_size);
   const auto feed_forward = static_cast<std::size_t>(parameters.feed_forward_size);
   const auto vocabulary = static_cast<std::size_t>(parameters.vocab_size);

@@ -1,11 +1,11 @@
 // The program itself: what it prints, and how it refuses.
-#include <sys/wait.h>
-
 #include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+
+#include <sys/wait.h>
 
 #include "support/catch.hpp"
 #include "text_file.hpp"
@@ -50,15 +50,17 @@ class workplace {
   const bytes& model() const { return model_; }
   void write(const std::string& name, const bytes& content) const {
     std::ofstream(path(name), std::ios::binary)
-        .write(reinterpret_cast<const char*>(content.data()), static_cast<std::streamsize>(content.size()));
+        .write(reinterpret_cast<const char*>(content.data()),
+               static_cast<std::streamsize>(content.size()));
   }
 
   // Runs the program in this folder.
   run_result run(const std::string& arguments) const {
-    const std::string command = "cd '" + folder_.string() + "' && '" ZIPCACHE_LLAMA_PROGRAM "' " + arguments +
-                                " >out 2>err </dev/null";
+    const std::string command = "cd '" + folder_.string() + "' && '" ZIPCACHE_LLAMA_PROGRAM "' " +
+                                arguments + " >out 2>err </dev/null";
     const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, zipcache_llama::read_text_file(path("out")),
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1,
+            zipcache_llama::read_text_file(path("out")),
             zipcache_llama::read_text_file(path("err"))};
   }
 
@@ -67,19 +69,22 @@ class workplace {
   bytes model_;
 };
 
-constexpr const char* small = "compare --model model.gguf --text text.txt --context 200 --generated 170 --contexts 2 "
-                              "--lines 2 --line-prompts 2 --timed-tokens 5 ";
+constexpr const char* small =
+    "compare --model model.gguf --text text.txt --context 200 --generated 170 --contexts 2 "
+    "--lines 2 --line-prompts 2 --timed-tokens 5 ";
 
 }  // namespace
 
 TEST_CASE("compare: a table, claims, JSON lines and a plot from end to end", "[llama][command]") {
   const workplace place;
-  const auto result = place.run(std::string(small) + "--policies claims --json c.jsonl --plot s.svg");
+  const auto result =
+      place.run(std::string(small) + "--policies claims --json c.jsonl --plot s.svg");
   INFO(result.err);
   CHECK(result.exit_code == 0);
   CHECK(result.err.empty());  // no progress bar in a pipe
-  for (const char* words : {"2 windows of 200 + 170 tokens", "\npaper ", "\nuncompressed ", "paper - accumulated",
-                            "paper - tokenwise_values", "paper - all_probes"}) {
+  for (const char* words :
+       {"windows of 200 + 170 tokens: 2;", "\npaper ", "\nuncompressed ", "paper - accumulated",
+        "paper - tokenwise_values", "paper - all_probes"}) {
     CHECK(result.out.find(words) != std::string::npos);
   }
   const auto json = zipcache_llama::read_text_file(place.path("c.jsonl"));
@@ -88,16 +93,18 @@ TEST_CASE("compare: a table, claims, JSON lines and a plot from end to end", "[l
   CHECK(plot.find("normalized attention") != std::string::npos);
   CHECK(plot.rfind("</svg>\n") == plot.size() - 7);
 
-  const auto quick = place.run("compare --model model.gguf --text text.txt --quick --policies h2o --interval 64 --lines 2");
+  const auto quick = place.run(
+      "compare --model model.gguf --text text.txt --quick --policies h2o --interval 64 --lines 2");
   INFO(quick.err);
   CHECK(quick.exit_code == 0);
-  CHECK(quick.out.find("2 windows of 256 + 160") != std::string::npos);
+  CHECK(quick.out.find("windows of 256 + 160 tokens: 2;") != std::string::npos);
 }
 
 TEST_CASE("compare: the seed decides the numbers", "[llama][command]") {
   const workplace place;
-  const std::string arguments = "compare --model model.gguf --text text.txt --context 100 --generated 20 --contexts 2 "
-                                "--line-prompts 0 --timed-tokens 0 --policies paper ";
+  const std::string arguments =
+      "compare --model model.gguf --text text.txt --context 100 --generated 20 --contexts 2 "
+      "--line-prompts 0 --timed-tokens 0 --policies paper ";
   const auto first = place.run(arguments + "--seed 4");
   CHECK(first.exit_code == 0);
   CHECK(place.run(arguments + "--seed 4").out == first.out);
@@ -106,19 +113,24 @@ TEST_CASE("compare: the seed decides the numbers", "[llama][command]") {
 
 TEST_CASE("generate: prints the text, then one line of numbers", "[llama][command]") {
   const workplace place;
-  const auto result = place.run("generate model.gguf --prompt 'abc abc' --policy kivi_2bit --max-tokens 12");
+  const auto result =
+      place.run("generate model.gguf --prompt 'abc abc' --policy kivi_2bit --max-tokens 12");
   INFO(result.err);
   CHECK(result.exit_code == 0);
   CHECK(result.out.find("\n[kivi_2bit: ") != std::string::npos);
   CHECK(result.out.find(" tokens/s; cache of ") != std::string::npos);
-  CHECK(place.run("generate model.gguf --chat --prompt hello --temperature 0.8 --top-p 0.9 --max-tokens 5").exit_code == 0);
+  CHECK(place
+            .run("generate model.gguf --chat --prompt hello --temperature 0.8 --top-p 0.9 "
+                 "--max-tokens 5")
+            .exit_code == 0);
 }
 
 TEST_CASE("policies: lists every name", "[llama][command]") {
   const workplace place;
   const auto result = place.run("policies");
   CHECK(result.exit_code == 0);
-  for (const char* name : {"uncompressed", "paper", "kivi_2bit", "tokenwise_values", "all_probes"}) {
+  for (const char* name :
+       {"uncompressed", "paper", "kivi_2bit", "tokenwise_values", "all_probes"}) {
     CHECK(result.out.find(name) != std::string::npos);
   }
 }
@@ -127,7 +139,8 @@ TEST_CASE("command line: bad input is one sentence and exit code 2", "[llama][co
   const workplace place;
   place.write("truncated.gguf", bytes(place.model().begin(), place.model().begin() + 9000));
   auto hostile = place.model();
-  std::fill(hostile.begin() + 8, hostile.begin() + 24, std::byte{0xff});  // counts of tensors and entries
+  std::fill(hostile.begin() + 8, hostile.begin() + 24,
+            std::byte{0xff});  // counts of tensors and entries
   place.write("hostile.gguf", hostile);
   struct refusal {
     std::string arguments;
@@ -140,7 +153,8 @@ TEST_CASE("command line: bad input is one sentence and exit code 2", "[llama][co
       {"compare --model hostile.gguf --text text.txt", "hostile.gguf: "},
       {"compare --model text.txt --text text.txt", "text.txt: "},
       {"compare --model model.gguf --text nothing.txt", "nothing.txt: no such text file"},
-      {"compare --model model.gguf --text short.txt --context 100 --generated 10", "short.txt: too short"},
+      {"compare --model model.gguf --text short.txt --context 100 --generated 10",
+       "short.txt: too short"},
       {compare + "--policies papr", "unknown policy 'papr'; there are uncompressed, paper,"},
       {compare + "--context 1000 --generated 100", "longer than the model's context of 1024"},
       {compare + "--context 0", "--context"},
@@ -153,7 +167,8 @@ TEST_CASE("command line: bad input is one sentence and exit code 2", "[llama][co
       {compare + "--context 100 --generated 10 --lines 100000", "--lines is at most"},
       {compare + "--context 100 --generated 10 --contexts 1000", "text.txt: too short"},
       {compare + "--context 100 --generated 10 --lines 2 --plot-layer 7", "--plot-layer"},
-      {compare + "--context 100 --generated 10 --lines 2 --json nowhere/c.jsonl", "nowhere/c.jsonl: cannot be written"},
+      {compare + "--context 100 --generated 10 --lines 2 --json nowhere/c.jsonl",
+       "nowhere/c.jsonl: cannot be written"},
       {"generate model.gguf --prompt abc --policy none", "unknown policy 'none'"},
       {"generate model.gguf --prompt ''", "--prompt"},
       {"generate nothing.gguf --prompt abc", "nothing.gguf"},

@@ -1,8 +1,9 @@
 #include "comparison.hpp"
 
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <sstream>
+
+#include <nlohmann/json.hpp>
 
 #include "comparison_report.hpp"
 #include "statistics.hpp"
@@ -17,7 +18,8 @@ namespace {
 
 struct tiny_comparison {
   gguf_file file = gguf_file::parse(
-      tiny_model({.hidden = 128, .qo_heads = 4, .kv_heads = 2, .context = 2048}).file(), "tiny.gguf");
+      tiny_model({.hidden = 128, .qo_heads = 4, .kv_heads = 2, .context = 2048}).file(),
+      "tiny.gguf");
   zipcache_llama::tokenizer tokenizer{file};
   std::vector<int> tokens;
   comparison_input input;
@@ -39,13 +41,15 @@ struct tiny_comparison {
     thread_pool pool(threads);
     model model(file, pool);
     std::size_t steps = 0;
-    return compare_policies(input, model, tokenizer, pool, {}, [&](std::size_t count) { steps += count; });
+    return compare_policies(input, model, tokenizer, pool, {},
+                            [&](std::size_t count) { steps += count; });
   }
 };
 
 }  // namespace
 
-TEST_CASE("comparison: every window is measured, the reference against itself is perfect", "[llama][comparison]") {
+TEST_CASE("comparison: every window is measured, the reference against itself is perfect",
+          "[llama][comparison]") {
   tiny_comparison comparison;
   const auto results = comparison.run(2);
   REQUIRE(results.size() == 4);
@@ -97,7 +101,8 @@ TEST_CASE("comparison: KL and surprise are those of the definitions", "[llama][c
     exact.observe([&](const attended_layer& layer) { cache->prefill(layer); });
     model.forward(window.first(200), 0, exact, {});
     logits.emplace_back(200 * tiny_vocabulary);
-    for (std::size_t first = 0; first < 200; first += 160) {  // in the pieces of the comparison, for equal rounding
+    for (std::size_t first = 0; first < 200;
+         first += 160) {  // in the pieces of the comparison, for equal rounding
       const std::size_t count = std::min<std::size_t>(160, 200 - first);
       decode(model, window.subspan(200 + first, count), *cache,
              std::span(logits.back()).subspan(first * tiny_vocabulary, count * tiny_vocabulary));
@@ -107,8 +112,10 @@ TEST_CASE("comparison: KL and surprise are those of the definitions", "[llama][c
   std::vector<double> log_probabilities;
   double agreed = 0;
   for (std::size_t row = 0; row < 200; ++row) {
-    const auto reference = std::span<const float>(logits[0]).subspan(row * tiny_vocabulary, tiny_vocabulary);
-    const auto own = std::span<const float>(logits[1]).subspan(row * tiny_vocabulary, tiny_vocabulary);
+    const auto reference =
+        std::span<const float>(logits[0]).subspan(row * tiny_vocabulary, tiny_vocabulary);
+    const auto own =
+        std::span<const float>(logits[1]).subspan(row * tiny_vocabulary, tiny_vocabulary);
     kl.push_back(kl_divergence(reference, own));
     log_probabilities.push_back(log_probability(own, window[200 + row + 1]));
     agreed += top1_agrees(reference, own) ? 1 : 0;
@@ -129,17 +136,28 @@ TEST_CASE("comparison: JSON lines have exactly their fields, in order", "[llama]
   const auto results = comparison.run(2);
   const report_settings settings{{2, 4, 2, 32}, {}, 200, 200, 0};
   std::istringstream lines(comparison_json(results, settings));
-  const std::vector<std::string> fields = {
-      "policy", "context", "generated", "ratio_allocated", "ratio_paper", "perplexity", "perplexity_fp16", "kl_mean",
-      "top1_agreement", "retrieval_accuracy", "retrieval_accuracy_fp16", "decode_tokens_per_second", "cache_bytes",
-      "cache_bytes_fp16"};
+  const std::vector<std::string> fields = {"policy",
+                                           "context",
+                                           "generated",
+                                           "ratio_allocated",
+                                           "ratio_paper",
+                                           "perplexity",
+                                           "perplexity_fp16",
+                                           "kl_mean",
+                                           "top1_agreement",
+                                           "retrieval_accuracy",
+                                           "retrieval_accuracy_fp16",
+                                           "decode_tokens_per_second",
+                                           "cache_bytes",
+                                           "cache_bytes_fp16"};
   std::size_t count = 0;
   for (std::string line; std::getline(lines, line); ++count) {
     const auto object = nlohmann::ordered_json::parse(line);
     std::vector<std::string> keys;
     for (const auto& [key, value] : object.items()) {
       keys.push_back(key);
-      const bool measured = all || (key != "decode_tokens_per_second" && key.rfind("retrieval", 0) != 0);
+      const bool measured =
+          all || (key != "decode_tokens_per_second" && key.rfind("retrieval", 0) != 0);
       CHECK((key == "policy" ? value.is_string() : measured ? value.is_number() : value.is_null()));
     }
     CHECK(keys == fields);

@@ -71,14 +71,17 @@ TEST_CASE("dequantize: 4-bit and 8-bit blocks follow their formula", "[llama][de
   CHECK(decoded(tensor_type::q8_0, q8_0)[31] == -60.0F);
 }
 
-// Scales 1, 2, 3, 4, 50, 38, 23, 63 and minima 5, 6, 7, 8, 33, 18, 47, 63, packed by hand as the format says:
-// low six bits of the first eight bytes, the rest's low nibbles in bytes 8–11, its upper bits on top of bytes 0–7.
+// Scales 1, 2, 3, 4, 50, 38, 23, 63 and minima 5, 6, 7, 8, 33, 18, 47, 63, packed by hand as the
+// format says: low six bits of the first eight bytes, the rest's low nibbles in bytes 8–11, its
+// upper bits on top of bytes 0–7.
 TEST_CASE("dequantize: Q4_K unpacks its 6-bit scales", "[llama][dequantize]") {
   bytes block;
   put(block, half_one);
   put(block, half_two);
-  for (const int byte : {1 | 3 << 6, 2 | 2 << 6, 3 | 1 << 6, 4 | 3 << 6,    // 50 = 2 + 48, 38 = 6 + 32, 23 = 7 + 16, 63
-                         5 | 2 << 6, 6 | 1 << 6, 7 | 2 << 6, 8 | 3 << 6,    // 33 = 1 + 32, 18 = 2 + 16, 47 = 15 + 32, 63
+  for (const int byte : {1 | 3 << 6, 2 | 2 << 6, 3 | 1 << 6,
+                         4 | 3 << 6,  // 50 = 2 + 48, 38 = 6 + 32, 23 = 7 + 16, 63
+                         5 | 2 << 6, 6 | 1 << 6, 7 | 2 << 6,
+                         8 | 3 << 6,  // 33 = 1 + 32, 18 = 2 + 16, 47 = 15 + 32, 63
                          2 | 1 << 4, 6 | 2 << 4, 7 | 15 << 4, 15 | 15 << 4}) {
     put(block, static_cast<std::uint8_t>(byte));
   }
@@ -97,7 +100,7 @@ TEST_CASE("dequantize: Q4_K unpacks its 6-bit scales", "[llama][dequantize]") {
 // Only value 75 differs from code 0: quarter 2, l = 11 of the first half.
 TEST_CASE("dequantize: Q6_K finds its low and high bits", "[llama][dequantize]") {
   bytes block(210);
-  block[11] = std::byte{0xA0};            // low nibbles of quarters 0 and 2; value 75 is in the high half
+  block[11] = std::byte{0xA0};  // low nibbles of quarters 0 and 2; value 75 is in the high half
   block[128 + 11] = std::byte{0x03 << 4};  // bits 4–5 belong to quarter 2
   for (std::size_t s = 0; s < 16; ++s) {
     block[192 + s] = static_cast<std::byte>(static_cast<std::int8_t>(s) - 8);

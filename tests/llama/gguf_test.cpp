@@ -23,7 +23,9 @@ std::string refusal(const bytes& file, const gguf_limits& limits = {}) {
   return "";
 }
 
-bool mentions(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
+bool mentions(const std::string& text, std::string_view part) {
+  return text.find(part) != std::string::npos;
+}
 
 bytes eight_floats() { return bytes(32); }
 
@@ -78,10 +80,12 @@ TEST_CASE("gguf: a file cut at any byte is refused", "[llama][gguf]") {
   const auto file = tiny_model({.layers = 1}).file();
   const auto header = tiny_model({.layers = 1}).header().size();
   for (std::size_t size = 0; size < header; ++size) {
-    REQUIRE_FALSE(refusal(bytes(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(size))).empty());
+    REQUIRE_FALSE(
+        refusal(bytes(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(size))).empty());
   }
   for (std::size_t size = header; size < file.size(); size += 997) {
-    REQUIRE_FALSE(refusal(bytes(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(size))).empty());
+    REQUIRE_FALSE(
+        refusal(bytes(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(size))).empty());
   }
   CHECK(refusal(file).empty());
 }
@@ -93,7 +97,8 @@ TEST_CASE("gguf: bytes after the last tensor are refused", "[llama][gguf]") {
   CHECK(mentions(refusal(file), "follow the last tensor"));
 }
 
-TEST_CASE("gguf: any flipped bit of the header gives an error or a file, up to the model", "[llama][gguf]") {
+TEST_CASE("gguf: any flipped bit of the header gives an error or a file, up to the model",
+          "[llama][gguf]") {
   const auto writer = tiny_model({.layers = 1, .hidden = 24, .feed_forward = 8});
   auto file = writer.file();
   thread_pool pool(1);
@@ -129,7 +134,8 @@ TEST_CASE("gguf: magic and version are checked", "[llama][gguf]") {
 }
 
 TEST_CASE("gguf: a count is not believed before it is allocated", "[llama][gguf]") {
-  const std::uint64_t huge = GENERATE(std::uint64_t{1} << 16, std::uint64_t{1} << 32, ~std::uint64_t{0});
+  const std::uint64_t huge =
+      GENERATE(std::uint64_t{1} << 16, std::uint64_t{1} << 32, ~std::uint64_t{0});
   auto writer = two_tensors(32);
   writer.num_tensors = huge;
   CHECK(mentions(refusal(writer.file()), "tensor count"));
@@ -165,8 +171,9 @@ TEST_CASE("gguf: arrays may not nest without end", "[llama][gguf]") {
 
 TEST_CASE("gguf: tensors lie one after the other, inside the file", "[llama][gguf]") {
   CHECK(refusal(two_tensors(32).file()).empty());
-  CHECK(mentions(refusal(two_tensors(0).file()), "tensor 'b' starts at offset 0, expected 32"));  // overlap
-  CHECK(mentions(refusal(two_tensors(64).file()), "expected 32"));                                // hole
+  CHECK(mentions(refusal(two_tensors(0).file()),
+                 "tensor 'b' starts at offset 0, expected 32"));    // overlap
+  CHECK(mentions(refusal(two_tensors(64).file()), "expected 32"));  // hole
   CHECK(mentions(refusal(two_tensors(33).file()), "alignment"));
   CHECK(mentions(refusal(two_tensors(~std::uint64_t{31}).file()), "expected 32"));
 

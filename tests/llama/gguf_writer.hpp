@@ -65,7 +65,8 @@ class gguf_writer {
     metadata_.insert(metadata_.end(), value.begin(), value.end());
   }
 
-  void tensor(std::string_view name, const std::vector<std::uint64_t>& shape, const std::vector<float>& values) {
+  void tensor(std::string_view name, const std::vector<std::uint64_t>& shape,
+              const std::vector<float>& values) {
     bytes data;
     for (const float value : values) {
       put(data, value);
@@ -73,8 +74,8 @@ class gguf_writer {
     raw_tensor(name, shape, 0, data_.size(), data);
   }
   // Any table entry; `data` follows the data so far and is padded.
-  void raw_tensor(std::string_view name, const std::vector<std::uint64_t>& shape, std::uint32_t type,
-                  std::uint64_t offset, const bytes& data) {
+  void raw_tensor(std::string_view name, const std::vector<std::uint64_t>& shape,
+                  std::uint32_t type, std::uint64_t offset, const bytes& data) {
     put_string(tensors_, name);
     put<std::uint32_t>(tensors_, static_cast<std::uint32_t>(shape.size()));
     for (const auto extent : shape) {

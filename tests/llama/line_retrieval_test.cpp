@@ -16,7 +16,8 @@ TEST_CASE("line retrieval: the seed decides everything", "[llama][retrieval]") {
   CHECK(a.context != make_line_retrieval(50, 5).context);
 }
 
-TEST_CASE("line retrieval: keys and numbers are distinct and the answer is in the record", "[llama][retrieval]") {
+TEST_CASE("line retrieval: keys and numbers are distinct and the answer is in the record",
+          "[llama][retrieval]") {
   const int count = GENERATE(1, 20, 4096);
   const auto prompt = make_line_retrieval(count, 1);
   std::set<std::string> keys;
@@ -42,7 +43,8 @@ TEST_CASE("line retrieval: keys and numbers are distinct and the answer is in th
   CHECK(numbers.size() == static_cast<std::size_t>(count));
   CHECK(prompt.question.find(prompt.key) != std::string::npos);
   CHECK(prompt.recalled.find(prompt.key) == std::string::npos);  // the answer is not given away
-  CHECK(std::count(prompt.recalled.begin(), prompt.recalled.end(), '<') == std::min(count - 1, max_recalled_lines));
+  CHECK(std::count(prompt.recalled.begin(), prompt.recalled.end(), '<') ==
+        std::min(count - 1, max_recalled_lines));
 }
 
 TEST_CASE("line retrieval: as many lines as there are keys, no more", "[llama][retrieval]") {

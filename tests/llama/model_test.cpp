@@ -42,10 +42,12 @@ double largest_difference(std::span<const float> a, std::span<const float> b) {
   return largest;
 }
 
-// Logits are of the order of 10 and each is a sum of some 48 products over 2 layers: 1e-3 is a few hundred roundings.
+// Logits are of the order of 10 and each is a sum of some 48 products over 2 layers: 1e-3 is a few
+// hundred roundings.
 constexpr double rounding = 1e-3;
 
-// The same model in double, one token at a time, everything spelled out; shares only the weights with the library.
+// The same model in double, one token at a time, everything spelled out; shares only the weights
+// with the library.
 class plain_model {
  public:
   plain_model(const tiny_shape& shape, const gguf_file& file) : shape_(shape), file_(file) {}
@@ -99,8 +101,8 @@ class plain_model {
     const bool neighbours = shape_.architecture == "llama";
     for (std::size_t head = 0; head < heads.size(); head += dim) {
       for (std::size_t pair = 0; pair < dim / 2; ++pair) {
-        const double angle =
-            position / std::pow(10000.0, 2.0 * static_cast<double>(pair) / static_cast<double>(dim));
+        const double angle = position / std::pow(10000.0, 2.0 * static_cast<double>(pair) /
+                                                              static_cast<double>(dim));
         double& x = heads[head + (neighbours ? 2 * pair : pair)];
         double& y = heads[head + (neighbours ? 2 * pair + 1 : pair + dim / 2)];
         const double turned = x * std::cos(angle) - y * std::sin(angle);
@@ -159,7 +161,8 @@ class plain_model {
       }
       add(x, product(block + "ffn_down.weight", gate));
     }
-    return product(shape_.separate_output ? "output.weight" : "token_embd.weight", normed(x, "output_norm.weight"));
+    return product(shape_.separate_output ? "output.weight" : "token_embd.weight",
+                   normed(x, "output_norm.weight"));
   }
   static void add(row& x, const row& y) {
     for (std::size_t i = 0; i < x.size(); ++i) {
@@ -182,7 +185,8 @@ TEST_CASE("model: equals the architecture written out in double", "[llama][model
   thread_pool pool(2);
   model fp32(file, pool);
   const auto tokens = random_tokens(20);
-  CHECK(largest_difference(one_shot(fp32, tokens, pool), plain_model(shape, file).logits(tokens)) < rounding);
+  CHECK(largest_difference(one_shot(fp32, tokens, pool), plain_model(shape, file).logits(tokens)) <
+        rounding);
 }
 
 TEST_CASE("model: chunks of any size give the logits of one call", "[llama][model]") {
@@ -225,10 +229,12 @@ TEST_CASE("model: arguments outside the model are refused", "[llama][model]") {
   CHECK_THROWS_AS(model.forward(tokens, 0, attention, {}), std::invalid_argument);
   CHECK_THROWS_AS(model.forward(some, 13, attention, {}), std::invalid_argument);
   CHECK_THROWS_AS(model.forward(some, -1, attention, {}), std::invalid_argument);
-  CHECK_THROWS_AS(model.forward(some, 1, attention, {}), std::invalid_argument);  // nothing cached before
+  CHECK_THROWS_AS(model.forward(some, 1, attention, {}),
+                  std::invalid_argument);  // nothing cached before
   CHECK_THROWS_AS(model.forward({}, 0, attention, {}), std::invalid_argument);
   CHECK_THROWS_AS(model.forward(some, 0, attention, logits), std::invalid_argument);
-  CHECK_THROWS_AS(model.forward(some, 0, attention, std::span(logits).first(7)), std::invalid_argument);
+  CHECK_THROWS_AS(model.forward(some, 0, attention, std::span(logits).first(7)),
+                  std::invalid_argument);
   const std::vector<int> bad = {tiny_vocabulary};
   CHECK_THROWS_AS(model.forward(bad, 0, attention, {}), std::invalid_argument);
 }
@@ -259,7 +265,8 @@ TEST_CASE("model: a file whose parts disagree is refused with a reason", "[llama
   CHECK(refusal(tiny_model({.architecture = "mamba"})).find("mamba") != std::string::npos);
 }
 
-TEST_CASE("exact attention: out, lse and the cache are what the definition says", "[llama][attention]") {
+TEST_CASE("exact attention: out, lse and the cache are what the definition says",
+          "[llama][attention]") {
   thread_pool pool(2);
   const attention_shape shape{.num_layers = 1, .num_qo_heads = 3, .num_kv_heads = 1, .head_dim = 5};
   exact_attention attention(shape, pool);
@@ -286,14 +293,17 @@ TEST_CASE("exact attention: out, lse and the cache are what the definition says"
         for (std::size_t t = 0; t <= start + row; ++t) {
           double score = 0;
           for (std::size_t c = 0; c < 5; ++c) {
-            score += static_cast<double>(layer.q[(row * 3 + head) * 5 + c]) * static_cast<double>(layer.k[t * 5 + c]);
+            score += static_cast<double>(layer.q[(row * 3 + head) * 5 + c]) *
+                     static_cast<double>(layer.k[t * 5 + c]);
           }
           const double weight = std::exp(score / std::sqrt(5.0));
           total += weight;
           expected += weight * static_cast<double>(layer.v[t * 5 + 2]);
         }
-        REQUIRE(static_cast<double>(layer.lse[row * 3 + head]) == Approx(std::log(total)).margin(1e-5));
-        REQUIRE(static_cast<double>(layer.out[(row * 3 + head) * 5 + 2]) == Approx(expected / total).margin(1e-5));
+        REQUIRE(static_cast<double>(layer.lse[row * 3 + head]) ==
+                Approx(std::log(total)).margin(1e-5));
+        REQUIRE(static_cast<double>(layer.out[(row * 3 + head) * 5 + 2]) ==
+                Approx(expected / total).margin(1e-5));
       }
     }
   });
@@ -304,8 +314,10 @@ TEST_CASE("exact attention: out, lse and the cache are what the definition says"
   CHECK(std::equal(k.begin(), k.end(), attention.keys(0).begin(), attention.keys(0).end()));
   attention.truncate(20);
   CHECK(attention.length(0) == 20);
-  CHECK_THROWS_AS(attention.attend(0, 21, 1, q.data(), k.data(), v.data(), out.data()), std::invalid_argument);
-  CHECK_THROWS_AS(attention.attend(1, 0, 1, q.data(), k.data(), v.data(), out.data()), std::invalid_argument);
+  CHECK_THROWS_AS(attention.attend(0, 21, 1, q.data(), k.data(), v.data(), out.data()),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(attention.attend(1, 0, 1, q.data(), k.data(), v.data(), out.data()),
+                  std::invalid_argument);
 }
 
 TEST_CASE("vector math: exponential is within 2 ulp", "[llama][math]") {
@@ -319,14 +331,18 @@ TEST_CASE("vector math: exponential is within 2 ulp", "[llama][math]") {
   CHECK(exponential(-1000.0F) >= 0.0F);
 }
 
-TEST_CASE("thread pool: every index once, exceptions come out, and it goes on", "[llama][threads]") {
+TEST_CASE("thread pool: every index once, exceptions come out, and it goes on",
+          "[llama][threads]") {
   thread_pool pool(3);
   for (int round = 0; round < 200; ++round) {
     std::vector<int> hits(50);
     pool.run(hits.size(), [&](std::size_t i, std::size_t) { ++hits[i]; });
     REQUIRE(std::count(hits.begin(), hits.end(), 1) == 50);
   }
-  CHECK_THROWS_AS(pool.run(10, [](std::size_t i, std::size_t) { if (i == 3) throw std::runtime_error("3"); }),
+  CHECK_THROWS_AS(pool.run(10,
+                           [](std::size_t i, std::size_t) {
+                             if (i == 3) throw std::runtime_error("3");
+                           }),
                   std::runtime_error);
   pool.run(0, [](std::size_t, std::size_t) {});
 }

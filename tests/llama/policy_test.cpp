@@ -1,10 +1,9 @@
-#include "policy_registry.hpp"
-
 #include <algorithm>
 #include <cmath>
 #include <set>
 
 #include "comparison.hpp"
+#include "policy_registry.hpp"
 #include "support/catch.hpp"
 #include "tiny_model.hpp"
 
@@ -56,12 +55,14 @@ TEST_CASE("policies: names are unique and every one has a summary", "[llama][pol
   }
 }
 
-TEST_CASE("policies: a list names policies and groups, each once, the reference first", "[llama][policies]") {
+TEST_CASE("policies: a list names policies and groups, each once, the reference first",
+          "[llama][policies]") {
   using list = std::vector<std::string>;
   CHECK(names_of("paper") == list{"uncompressed", "paper"});
   CHECK(names_of("mikv,paper,mikv") == list{"uncompressed", "paper", "mikv"});
   CHECK(names_of("all").size() == all_policies().size());
-  CHECK(names_of("presets") == list{"uncompressed", "paper", "mikv", "h2o", "kivi_2bit", "uniform_4bit"});
+  CHECK(names_of("presets") ==
+        list{"uncompressed", "paper", "mikv", "h2o", "kivi_2bit", "uniform_4bit"});
   CHECK(names_of("presets,ablations") == names_of("all"));
   for (const char* wrong : {"papr", "", "paper,", "paper,,mikv", "paper, mikv"}) {
     const auto message = refusal(wrong);
@@ -70,8 +71,10 @@ TEST_CASE("policies: a list names policies and groups, each once, the reference 
   }
 }
 
-TEST_CASE("policies: one call with many tokens is token-by-token decoding, to the bit", "[llama][policies]") {
-  const attention_shape shape{.num_layers = 1, .num_qo_heads = 4, .num_kv_heads = 2, .head_dim = 32};
+TEST_CASE("policies: one call with many tokens is token-by-token decoding, to the bit",
+          "[llama][policies]") {
+  const attention_shape shape{
+      .num_layers = 1, .num_qo_heads = 4, .num_kv_heads = 2, .head_dim = 32};
   const auto* name = GENERATE("paper", "kivi_2bit", "h2o", "per_layer", "sinks_4", "interval_100");
   constexpr int prompt_len = 200;
   constexpr int len = 420;  // two intervals of 160 and the beginning of a third
@@ -88,10 +91,12 @@ TEST_CASE("policies: one call with many tokens is token-by-token decoding, to th
     exact.attend(0, 0, prompt_len, q.data(), k.data(), v.data(), out.data());
     for (int at = prompt_len; at < prompt_len + len; at += step) {
       const int count = std::min(step, prompt_len + len - at);
-      cache->attend(0, at, count, q.data() + at * 128, k.data() + at * 64, v.data() + at * 64, out.data() + at * 128);
+      cache->attend(0, at, count, q.data() + at * 128, k.data() + at * 64, v.data() + at * 64,
+                    out.data() + at * 128);
     }
     CHECK(cache->length() == prompt_len + len);
-    CHECK_THROWS_AS(cache->attend(0, 0, 1, q.data(), k.data(), v.data(), out.data()), std::invalid_argument);
+    CHECK_THROWS_AS(cache->attend(0, 0, 1, q.data(), k.data(), v.data(), out.data()),
+                    std::invalid_argument);
     return out;
   };
   const auto one_by_one = decode_in_steps(1);
@@ -99,8 +104,10 @@ TEST_CASE("policies: one call with many tokens is token-by-token decoding, to th
   CHECK(decode_in_steps(53) == one_by_one);
 }
 
-TEST_CASE("policies: the uncompressed cache is exact attention where 16 bits hold the values", "[llama][policies]") {
-  const attention_shape shape{.num_layers = 1, .num_qo_heads = 4, .num_kv_heads = 2, .head_dim = 32};
+TEST_CASE("policies: the uncompressed cache is exact attention where 16 bits hold the values",
+          "[llama][policies]") {
+  const attention_shape shape{
+      .num_layers = 1, .num_qo_heads = 4, .num_kv_heads = 2, .head_dim = 32};
   constexpr int prompt_len = 100;
   constexpr int len = 230;
   const auto q = random_values((prompt_len + len) * 4 * 32, 1);
@@ -130,7 +137,8 @@ TEST_CASE("policies: the uncompressed cache is exact attention where 16 bits hol
   CHECK(largest < 1e-5F);  // means of values up to 2: some tens of roundings of 2^-24
 }
 
-TEST_CASE("policies: every one takes a prompt, decodes behind it and starts afresh", "[llama][policies]") {
+TEST_CASE("policies: every one takes a prompt, decodes behind it and starts afresh",
+          "[llama][policies]") {
   thread_pool pool(1);
   model model(gguf_file::parse(tiny_model(compressible).file(), "tiny.gguf"), pool);
   std::vector<int> tokens(400, 7);
@@ -153,7 +161,8 @@ TEST_CASE("policies: every one takes a prompt, decodes behind it and starts afre
 }
 
 TEST_CASE("policies: the paper's ratio follows the share of salient tokens", "[llama][policies]") {
-  const attention_shape shape{.num_layers = 1, .num_qo_heads = 32, .num_kv_heads = 32, .head_dim = 128};
+  const attention_shape shape{
+      .num_layers = 1, .num_qo_heads = 32, .num_kv_heads = 32, .head_dim = 128};
   CHECK(find_policy("uncompressed").paper_ratio(shape, {}, 4096) == Approx(1.0));
   CHECK(find_policy("paper").paper_ratio(shape, {}, 4096) == Approx(4.98).margin(0.01));
   CHECK(find_policy("paper").paper_ratio(shape, {.salient_ratio = 1.0}, 4096) ==

@@ -5,7 +5,8 @@
 
 using namespace zipcache_llama;
 
-TEST_CASE("statistics: perplexity, divergence and agreement have their closed forms", "[llama][statistics]") {
+TEST_CASE("statistics: perplexity, divergence and agreement have their closed forms",
+          "[llama][statistics]") {
   const std::vector<float> uniform(8, 3.0F);
   CHECK(log_probability(uniform, 5) == Approx(-std::log(8.0)));
   CHECK(perplexity(std::vector<double>(10, -std::log(8.0))) == Approx(8.0));
@@ -19,13 +20,15 @@ TEST_CASE("statistics: perplexity, divergence and agreement have their closed fo
   CHECK_FALSE(top1_agrees(p, std::vector<float>{0.0F, 1.0F}));
 }
 
-TEST_CASE("statistics: large logits neither overflow nor lose the difference", "[llama][statistics]") {
+TEST_CASE("statistics: large logits neither overflow nor lose the difference",
+          "[llama][statistics]") {
   const std::vector<float> logits = {10000.0F, 9999.0F};
   CHECK(log_probability(logits, 1) == Approx(-1.0 - std::log1p(std::exp(-1.0))));
   CHECK(kl_divergence(logits, std::vector<float>{1.0F, 0.0F}) == Approx(0.0).margin(1e-12));
 }
 
-TEST_CASE("statistics: a bootstrap interval has the width of the normal one", "[llama][statistics]") {
+TEST_CASE("statistics: a bootstrap interval has the width of the normal one",
+          "[llama][statistics]") {
   std::vector<double> values(1000);
   random_stream random(11);
   for (double& value : values) {
@@ -69,7 +72,8 @@ TEST_CASE("random: known start of the sequence, unbiased range", "[llama][statis
 }
 
 TEST_CASE("sampler: greedy, seeded and cut at top-p", "[llama][sampler]") {
-  const std::vector<float> logits = {0.0F, static_cast<float>(std::log(6.0)), static_cast<float>(std::log(3.0))};
+  const std::vector<float> logits = {0.0F, static_cast<float>(std::log(6.0)),
+                                     static_cast<float>(std::log(3.0))};
   CHECK(sampler({}).pick(logits) == 1);
   sampler narrow({.temperature = 1, .top_p = 0.5F});  // 1 alone has 0.6
   sampler first({.temperature = 1, .seed = 9});

@@ -25,7 +25,8 @@ struct tiny_shape {
 inline std::string spelled(std::string_view text) {
   std::string spelling;
   for (const char c : text) {
-    zipcache_llama::append_utf8(spelling, zipcache_llama::byte_alphabet[static_cast<unsigned char>(c)]);
+    zipcache_llama::append_utf8(spelling,
+                                zipcache_llama::byte_alphabet[static_cast<unsigned char>(c)]);
   }
   return spelling;
 }
@@ -37,8 +38,7 @@ inline void add_tokenizer(gguf_writer& file, const std::string& pre = "smollm") 
     tokens.push_back(spelled(std::string(1, static_cast<char>(byte))));
   }
   std::vector<std::string> merges;
-  for (const auto& [left, right] :
-       std::vector<std::pair<std::string, std::string>>{
+  for (const auto& [left, right] : std::vector<std::pair<std::string, std::string>>{
            {"a", "b"}, {"b", "c"}, {" ", "a"}, {"ab", "ab"}, {"abab", "abab"}, {"1", "2"}}) {
     tokens.push_back(spelled(left + right));
     merges.push_back(spelled(left) + " " + spelled(right));
@@ -73,7 +73,8 @@ inline gguf_writer tiny_model(const tiny_shape& shape = {}) {
   add_tokenizer(file);
 
   zipcache_llama::random_stream random(1);
-  const auto add = [&](const std::string& name, std::vector<std::uint64_t> extents, float centre, float spread) {
+  const auto add = [&](const std::string& name, std::vector<std::uint64_t> extents, float centre,
+                       float spread) {
     std::uint64_t count = 1;
     for (const auto extent : extents) {
       count *= extent;

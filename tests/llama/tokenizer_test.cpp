@@ -35,10 +35,12 @@ using strings = std::vector<std::string>;
 }  // namespace
 
 TEST_CASE("pre-tokenizer: SmolLM splits every digit, then words", "[llama][tokenizer]") {
-  CHECK(split("smollm", "It's 2024, n'est-ce pas?") ==
-        strings{"It", "'s", " ", "2", "0", "2", "4", ",", " n", "'", "est", "-", "ce", " pas", "?"});
+  CHECK(split("smollm", "It's 2024, n'est-ce pas?") == strings{"It", "'s", " ", "2", "0", "2", "4",
+                                                               ",", " n", "'", "est", "-", "ce",
+                                                               " pas", "?"});
   CHECK(split("smollm", "a  b\n\n c ") == strings{"a", " ", " b", "\n\n", " c", " "});
-  CHECK(split("smollm", "\xC3\xA9t\xC3\xA9 \xE2\x82\xAC") == strings{"\xC3\xA9t\xC3\xA9", " \xE2\x82\xAC"});
+  CHECK(split("smollm", "\xC3\xA9t\xC3\xA9 \xE2\x82\xAC") ==
+        strings{"\xC3\xA9t\xC3\xA9", " \xE2\x82\xAC"});
 }
 
 TEST_CASE("pre-tokenizer: the others differ where they should", "[llama][tokenizer]") {
@@ -47,19 +49,21 @@ TEST_CASE("pre-tokenizer: the others differ where they should", "[llama][tokeniz
   CHECK(split("llama-bpe", "in 2024") == strings{"in", " ", "202", "4"});
 }
 
-TEST_CASE("pre-tokenizer: bytes that are not UTF-8 become pieces, none is lost", "[llama][tokenizer]") {
-  CHECK(split("smollm", "ab\xFF\xFE"
-                        "cd\xE2\x82") == strings{"ab", "\xFF\xFE", "cd", "\xE2\x82"});
+TEST_CASE("pre-tokenizer: bytes that are not UTF-8 become pieces, none is lost",
+          "[llama][tokenizer]") {
+  CHECK(split("smollm",
+              "ab\xFF\xFE"
+              "cd\xE2\x82") == strings{"ab", "\xFF\xFE", "cd", "\xE2\x82"});
 }
 
 TEST_CASE("tokenizer: merges go by rank, then from the left", "[llama][tokenizer]") {
   const auto words = make_tokenizer();
-  CHECK(pieces(words, "abc") == strings{"ab", "c"});           // rank 0 before rank 1
+  CHECK(pieces(words, "abc") == strings{"ab", "c"});  // rank 0 before rank 1
   CHECK(pieces(words, "xbc") == strings{"x", "bc"});
-  CHECK(pieces(words, " abab") == strings{" ", "abab"});       // "ab" takes the a before " a" can
+  CHECK(pieces(words, " abab") == strings{" ", "abab"});  // "ab" takes the a before " a" can
   CHECK(pieces(words, " ac") == strings{" a", "c"});
   CHECK(pieces(words, "ababab") == strings{"abab", "ab"});
-  CHECK(pieces(words, "12") == strings{"1", "2"});             // digits never meet in one piece
+  CHECK(pieces(words, "12") == strings{"1", "2"});  // digits never meet in one piece
   CHECK(pieces(words, "").empty());
 }
 
@@ -108,12 +112,14 @@ TEST_CASE("tokenizer: chat prompts cannot be broken out of", "[llama][tokenizer]
   const auto words = make_tokenizer();
   const auto tokens = chat_prompt(words, "a<|im_end|>b", "be brief");
   CHECK(words.decode(tokens) ==
-        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\na<|im_end|>b<|im_end|>\n<|im_start|>assistant\n");
+        "<|im_start|>system\nbe "
+        "brief<|im_end|>\n<|im_start|>user\na<|im_end|>b<|im_end|>\n<|im_start|>assistant\n");
   CHECK(std::count(tokens.begin(), tokens.end(), *words.special("<|im_end|>")) == 2);
 }
 
 TEST_CASE("tokenizer: an inconsistent vocabulary is refused", "[llama][tokenizer]") {
-  const auto refuse = [](const strings& tokens, const strings& merges, const std::string& model = "gpt2") {
+  const auto refuse = [](const strings& tokens, const strings& merges,
+                         const std::string& model = "gpt2") {
     gguf_writer writer;
     writer.string("tokenizer.ggml.model", model);
     writer.strings("tokenizer.ggml.tokens", tokens);
@@ -121,20 +127,22 @@ TEST_CASE("tokenizer: an inconsistent vocabulary is refused", "[llama][tokenizer
     const auto file = gguf_file::parse(writer.file(), "test.gguf");
     CHECK_THROWS_AS(tokenizer(file), gguf_error);
   };
-  refuse({"a", "b"}, {"a b"});     // makes no token
-  refuse({"a", "ab"}, {"a b"});    // b is none
-  refuse({"a", "a"}, {});          // twice
+  refuse({"a", "b"}, {"a b"});   // makes no token
+  refuse({"a", "ab"}, {"a b"});  // b is none
+  refuse({"a", "a"}, {});        // twice
   refuse({"a", "b", "ab"}, {"ab"});
   refuse({}, {});
   refuse({"a"}, {}, "llama");
 }
 
-TEST_CASE("tokenizer: a byte outside the vocabulary becomes the unknown token or an error", "[llama][tokenizer]") {
+TEST_CASE("tokenizer: a byte outside the vocabulary becomes the unknown token or an error",
+          "[llama][tokenizer]") {
   gguf_writer writer;
   writer.string("tokenizer.ggml.model", "gpt2");
   writer.strings("tokenizer.ggml.tokens", {"a", "?"});
   writer.strings("tokenizer.ggml.merges", {});
-  CHECK_THROWS_AS(tokenizer(gguf_file::parse(writer.file(), "test.gguf")).encode("ab"), std::runtime_error);
+  CHECK_THROWS_AS(tokenizer(gguf_file::parse(writer.file(), "test.gguf")).encode("ab"),
+                  std::runtime_error);
   writer.unsigned_integer("tokenizer.ggml.unknown_token_id", 1);
   const tokenizer words(gguf_file::parse(writer.file(), "test.gguf"));
   CHECK(words.encode("ab") == std::vector<int>{0, 1});

@@ -48,10 +48,12 @@ namespace detail {
 /// rows that pass through shared memory.
 template <int HeadDim>
 struct probe_tuning {
-  static constexpr int32_t num_warps = 4;
+  static constexpr int32_t num_warps = 8;
   static constexpr int32_t threads = 32 * num_warps;
-  /// 16 rows each; a warp's rows take 2 * row_tiles * HeadDim / 4 registers a lane, 128 at most.
-  static constexpr int32_t row_tiles = HeadDim <= 128 ? 4 : 2;
+  static constexpr int32_t blocks = 2;  ///< of a multiprocessor
+  /// 16 rows each; a warp's rows take row_tiles * HeadDim / 4 registers a lane, 64 at most: four
+  /// warps a scheduler hide each other's exponentials and the products' latency, two do not.
+  static constexpr int32_t row_tiles = HeadDim <= 128 ? 2 : 1;
   static constexpr int32_t warp_rows = 16 * row_tiles;
   static constexpr int32_t block_rows = num_warps * warp_rows;
   static constexpr int32_t chunk_rows = HeadDim <= 128 ? 64 : 32;
@@ -72,7 +74,8 @@ struct saliency_arguments {
   float scale;  ///< sm_scale * log2(e)
   int32_t head_dim;
   int32_t group;
-  int32_t num_rows;  ///< probe rows of one KV head: probes ascending, then its query heads
+  int32_t group_shift;  ///< its logarithm, or -1 if it has none
+  int32_t num_rows;     ///< probe rows of one KV head: probes ascending, then its query heads
   int32_t kv_len;
   int32_t num_splits;
   int32_t keys_per_split;
@@ -88,24 +91,33 @@ struct saliency_arguments {
   }
   /// KV heads of all sequences.
   __host__ __device__ int32_t num_items() const { return batch.num_sequences * k.num_heads; }
-  __device__ const Element* query(int32_t item, int32_t row) const {
-    return probes.q.row(item % k.num_heads * group + row % group, row / group) +
-           item / k.num_heads * batch.q_stride;
+  /// The probe of a row of one KV head.
+  __device__ int32_t probe_of(int32_t row) const {
+    return group_shift >= 0 ? row >> group_shift : row / group;
   }
-  __device__ const Element* key(int32_t item, int32_t token) const {
-    return k.row(item % k.num_heads, token) + item / k.num_heads * batch.k_stride;
+  __device__ int32_t head_in_group(int32_t row) const { return row - probe_of(row) * group; }
+  /// Row 0 of an item, and any other one from it.
+  __device__ const Element* queries_of(int32_t item) const {
+    return probes.q.row(item % k.num_heads * group, 0) + item / k.num_heads * batch.q_stride;
+  }
+  __device__ const Element* query(const Element* queries, int32_t row) const {
+    return queries + head_in_group(row) * probes.q.head_stride +
+           probe_of(row) * probes.q.token_stride;
+  }
+  __device__ const Element* keys_of(int32_t item) const {
+    return k.row(item % k.num_heads, 0) + item / k.num_heads * batch.k_stride;
   }
   __device__ const int64_t* positions(int32_t item) const {
     return probes.positions + item / k.num_heads * batch.positions_stride;
   }
   /// The last key that a row sees.
   __device__ int32_t last_key(int32_t item, int32_t row) const {
-    return static_cast<int32_t>(least<int64_t>(positions(item)[row / group], kv_len - 1));
+    return static_cast<int32_t>(least<int64_t>(positions(item)[probe_of(row)], kv_len - 1));
   }
   /// Where the row's log-sum-exp lies.
   __device__ int64_t lse_index(int32_t item, int32_t row) const {
-    const int64_t head = int64_t{item} * group + row % group;
-    return head * num_probes() + row / group;
+    const int64_t head = int64_t{item} * group + head_in_group(row);
+    return head * num_probes() + probe_of(row);
   }
 };
 
@@ -189,20 +201,49 @@ struct stationary_rows {
   }
 };
 
+/// Rows of a chunk that a thread copies: every `row_step`-th one, from row `first` on.
+template <int HeadDim>
+struct chunk_copy {
+  using tuning = probe_tuning<HeadDim>;
+  static constexpr int32_t columns = HeadDim / 8;
+  static constexpr int32_t pieces = tuning::chunk_rows * columns / tuning::threads;
+  /// Whether a thread's pieces are in one column.
+  static constexpr bool is_regular = tuning::threads % columns == 0;
+  static constexpr int32_t row_step = tuning::threads / columns;
+};
+
 /// Begins to copy a chunk of rows into shared memory; `row_of(i)` is row i, or null for zeros.
 template <int HeadDim, class Element, class RowOf>
 __device__ void begin_chunk(Element* shared, int32_t thread, int32_t head_dim, const void* valid,
                             const RowOf& row_of) {
-  using tuning = probe_tuning<HeadDim>;
-  constexpr int32_t columns = HeadDim / 8;
+  using copy = chunk_copy<HeadDim>;
   ZIPCACHE_UNROLL
-  for (int32_t i = 0; i < tuning::chunk_rows * columns / tuning::threads; ++i) {
-    const int32_t piece = i * tuning::threads + thread;
-    const int32_t column = piece % columns * 8;
-    const Element* row = row_of(piece / columns);
+  for (int32_t i = 0; i < copy::pieces; ++i) {
+    const int32_t piece = i * copy::tuning::threads + thread;
+    const int32_t column = piece % copy::columns * 8;
+    const Element* row = row_of(piece / copy::columns);
     const bool used = row != nullptr && column < head_dim;
-    begin_copy(shared + piece / columns * tuning::row_stride + column,
+    begin_copy(shared + piece / copy::columns * copy::tuning::row_stride + column,
                used ? static_cast<const void*>(row + column) : valid, used);
+  }
+}
+
+/// The same for rows that are a fixed distance apart: row row_step * i + thread / columns is at
+/// `first` + i * distance, and there are `num_rows` of the chunk.
+template <int HeadDim, class Element>
+__device__ void begin_regular_chunk(Element* shared, int32_t thread, int32_t head_dim,
+                                    const Element* first, int64_t distance, int64_t num_rows) {
+  using copy = chunk_copy<HeadDim>;
+  const int32_t own = thread / copy::columns;
+  const int32_t column = thread % copy::columns * 8;
+  Element* to = shared + own * copy::tuning::row_stride + column;
+  const int64_t left = column < head_dim ? num_rows - own : 0;
+  const Element* from = first + column;
+  ZIPCACHE_UNROLL
+  for (int32_t i = 0; i < copy::pieces; ++i) {
+    const bool used = i * copy::row_step < left;
+    begin_copy(to + i * copy::row_step * copy::tuning::row_stride, used ? from : first, used);
+    if (used) from += distance;
   }
 }
 
@@ -226,10 +267,7 @@ __device__ __forceinline__ void add_columns(const stationary_rows<Element, HeadD
                                             float (&sums)[probe_tuning<HeadDim>::row_tiles][2]) {
   using tuning = probe_tuning<HeadDim>;
   constexpr float nothing = -__builtin_huge_valf();
-#pragma unroll 2
-  for (int32_t first = 0; first < tuning::chunk_rows; first += 8) {
-    float scores[tuning::row_tiles][4];
-    keys.multiply(shared + first * tuning::row_stride, lane, scores);
+  const auto add = [&](int32_t first, const float(&scores)[tuning::row_tiles][4]) {
     const int32_t column = first + lane % 4 * 2;
     const float2 minus_lse = *reinterpret_cast<const float2*>(chunk.minus_lse + column);
     ZIPCACHE_UNROLL
@@ -246,7 +284,22 @@ __device__ __forceinline__ void add_columns(const stationary_rows<Element, HeadD
         sums[tile][upper] += exp2_approximate(left) + exp2_approximate(right);
       }
     }
+  };
+  // The products of the next eight rows are under way while these are added up.
+  float even[tuning::row_tiles][4];
+  float odd[tuning::row_tiles][4];
+  keys.multiply(shared, lane, even);
+#pragma unroll 1
+  for (int32_t first = 0; first < tuning::chunk_rows - 16; first += 16) {
+    keys.multiply(shared + (first + 8) * tuning::row_stride, lane, odd);
+    add(first, even);
+    keys.multiply(shared + (first + 16) * tuning::row_stride, lane, even);
+    add(first + 8, odd);
   }
+  constexpr int32_t last = tuning::chunk_rows - 16;
+  keys.multiply(shared + (last + 8) * tuning::row_stride, lane, odd);
+  add(last, even);
+  add(last + 8, odd);
 }
 
 /// Writes what a warp's keys got: scores, or sums where heads share them.
@@ -278,11 +331,11 @@ __device__ void write_columns(const saliency_arguments<Element>& given, int32_t 
 namespace {
 
 // Grid: x = 256 keys (128 beyond 128 channels), y = KV head of a sequence (striding).
-// Warp: 64 (32) of the keys, against all probe rows that see the block's first key, in chunks.
-// Lane: operand rows of its keys, and sums of eight (four) of them over a quarter of the rows.
+// Warp: 32 (16) of the keys, against all probe rows that see the block's first key, in chunks.
+// Lane: operand rows of its keys, and sums of four (two) of them over a quarter of the rows.
 // Memory: keys in registers; two chunks of 64 (32) probe rows in shared memory, copied ahead.
 template <class Metric, class Scope, int HeadDim, class Element>
-__global__ void __launch_bounds__(probe_tuning<HeadDim>::threads)
+__global__ void __launch_bounds__(probe_tuning<HeadDim>::threads, probe_tuning<HeadDim>::blocks)
     column_sum_kernel(saliency_arguments<Element> given) {
   using tuning = probe_tuning<HeadDim>;
   __shared__ __align__(16) Element shared[2][tuning::chunk_rows * tuning::row_stride];
@@ -294,31 +347,53 @@ __global__ void __launch_bounds__(probe_tuning<HeadDim>::threads)
   const int32_t warp_last_key = warp_key + tuning::warp_rows - 1;
   for (int32_t item = static_cast<int32_t>(blockIdx.y); item < given.num_items();
        item += static_cast<int32_t>(gridDim.y)) {
+    const Element* item_keys = given.keys_of(item);
+    const Element* item_queries = given.queries_of(item);
     stationary_rows<Element, HeadDim> keys;
     keys.load(given.head_dim, lane, [&](int32_t i) {
-      return warp_key + i < given.kv_len ? given.key(item, warp_key + i) : nullptr;
+      return warp_key + i < given.kv_len ? item_keys + (warp_key + i) * given.k.token_stride
+                                         : nullptr;
     });
     const int32_t first_row =
         positions_below(given.positions(item), given.num_probes(), block_key, lane) * given.group;
     const int32_t num_chunks = ceil_div(given.num_rows - first_row, tuning::chunk_rows);
 
+    // What goes with the rows of the chunk that begins next, loaded one chunk earlier.
+    float minus_lse = 0.0f;
+    int32_t last_key = 0;
+    const auto load_info = [&](int32_t index) {
+      const int32_t row = first_row + index * tuning::chunk_rows + thread;
+      const bool used = thread < tuning::chunk_rows && row < given.num_rows;
+      // A row that is not there weighs nothing.
+      minus_lse =
+          used ? -given.lse_factor * given.lse[given.lse_index(item, row)] : -__builtin_huge_valf();
+      last_key = used ? given.last_key(item, row) : given.kv_len - 1;
+    };
     const auto begin = [&](int32_t index) {
       const int32_t row = first_row + index * tuning::chunk_rows;
-      begin_chunk<HeadDim>(shared[index % 2], thread, given.head_dim, given.k.data, [&](int32_t i) {
-        return row + i < given.num_rows ? given.query(item, row + i) : nullptr;
-      });
-      if (thread < tuning::chunk_rows) {
-        const bool used = row + thread < given.num_rows;
-        // A row that is not there weighs nothing.
-        chunks[index % 2].minus_lse[thread] =
-            used ? -given.lse_factor * given.lse[given.lse_index(item, row + thread)]
-                 : -__builtin_huge_valf();
-        chunks[index % 2].last_key[thread] =
-            used ? given.last_key(item, row + thread) : given.kv_len - 1;
+      using copy = chunk_copy<HeadDim>;
+      if (copy::is_regular && given.group_shift >= 0 && given.group <= copy::row_step) {
+        // A thread's rows have the same head.
+        const int32_t own = least(row + thread / copy::columns, given.num_rows - 1);
+        begin_regular_chunk<HeadDim>(
+            shared[index % 2], thread, given.head_dim, given.query(item_queries, own),
+            (copy::row_step >> given.group_shift) * given.probes.q.token_stride,
+            given.num_rows - row);
+      } else {
+        begin_chunk<HeadDim>(
+            shared[index % 2], thread, given.head_dim, given.k.data, [&](int32_t i) {
+              return row + i < given.num_rows ? given.query(item_queries, row + i) : nullptr;
+            });
       }
+      if (thread < tuning::chunk_rows) {
+        chunks[index % 2].minus_lse[thread] = minus_lse;
+        chunks[index % 2].last_key[thread] = last_key;
+      }
+      load_info(index + 1);
     };
 
     float sums[tuning::row_tiles][2] = {};
+    load_info(0);
     if (num_chunks > 0) begin(0);
     end_copy_group();
     for (int32_t index = 0; index < num_chunks; ++index) {
@@ -401,11 +476,11 @@ __device__ __forceinline__ void add_keys(const float (&scores)[RowTiles][4], flo
 namespace {
 
 // Grid: x = 256 probe rows (128 beyond 128 channels), y = split of the context, z = KV head of a
-// sequence (striding). Warp: 64 (32) of the rows, against the keys of the split that they see.
-// Lane: operand rows, and a row_sum of eight (four) of them over a quarter of the keys.
+// sequence (striding). Warp: 32 (16) of the rows, against the keys of the split that they see.
+// Lane: operand rows, and a row_sum of four (two) of them over a quarter of the keys.
 // Memory: rows in registers; two chunks of 64 (32) keys in shared memory, copied ahead.
 template <int HeadDim, class Element>
-__global__ void __launch_bounds__(probe_tuning<HeadDim>::threads)
+__global__ void __launch_bounds__(probe_tuning<HeadDim>::threads, probe_tuning<HeadDim>::blocks)
     row_sum_kernel(saliency_arguments<Element> given) {
   using tuning = probe_tuning<HeadDim>;
   __shared__ __align__(16) Element shared[2][tuning::chunk_rows * tuning::row_stride];
@@ -417,9 +492,11 @@ __global__ void __launch_bounds__(probe_tuning<HeadDim>::threads)
   const int32_t split = static_cast<int32_t>(blockIdx.y);
   for (int32_t item = static_cast<int32_t>(blockIdx.z); item < given.num_items();
        item += static_cast<int32_t>(gridDim.z)) {
+    const Element* item_queries = given.queries_of(item);
+    const Element* item_keys = given.keys_of(item);
     stationary_rows<Element, HeadDim> queries;
     queries.load(given.head_dim, lane, [&](int32_t i) {
-      return warp_row + i < given.num_rows ? given.query(item, warp_row + i) : nullptr;
+      return warp_row + i < given.num_rows ? given.query(item_queries, warp_row + i) : nullptr;
     });
     int32_t last_key[tuning::row_tiles][2];
     row_sum rows[tuning::row_tiles][2];
@@ -442,9 +519,18 @@ __global__ void __launch_bounds__(probe_tuning<HeadDim>::threads)
 
     const auto begin = [&](int32_t index) {
       const int64_t key = first_key + index * tuning::chunk_rows;
-      begin_chunk<HeadDim>(shared[index % 2], thread, given.head_dim, given.k.data, [&](int32_t i) {
-        return key + i < end_key ? given.key(item, static_cast<int32_t>(key + i)) : nullptr;
-      });
+      using copy = chunk_copy<HeadDim>;
+      if constexpr (copy::is_regular) {
+        const int64_t own = least<int64_t>(key + thread / copy::columns, given.kv_len - 1);
+        begin_regular_chunk<HeadDim>(shared[index % 2], thread, given.head_dim,
+                                     item_keys + own * given.k.token_stride,
+                                     copy::row_step * given.k.token_stride, end_key - key);
+      } else {
+        begin_chunk<HeadDim>(
+            shared[index % 2], thread, given.head_dim, given.k.data, [&](int32_t i) {
+              return key + i < end_key ? item_keys + (key + i) * given.k.token_stride : nullptr;
+            });
+      }
     };
 
     if (num_chunks > 0) begin(0);
@@ -458,16 +544,25 @@ __global__ void __launch_bounds__(probe_tuning<HeadDim>::threads)
       const int64_t chunk_end = chunk_key + tuning::chunk_rows;
       if (chunk_key <= warp_last_seen) {
         const bool masked = chunk_end - 1 > warp_first_seen || chunk_end > end_key;
-#pragma unroll 1
-        for (int32_t first = 0; first < tuning::chunk_rows; first += 8) {
-          float scores[tuning::row_tiles][4];
-          queries.multiply(shared[index % 2] + first * tuning::row_stride, lane, scores);
+        const auto add = [&](int32_t first, const float(&scores)[tuning::row_tiles][4]) {
           const int32_t key = static_cast<int32_t>(chunk_key) + first + lane % 4 * 2;
           if (masked) {
             add_keys<true>(scores, given.scale, key, last_key, rows);
           } else {
             add_keys<false>(scores, given.scale, key, last_key, rows);
           }
+        };
+        const Element* chunk = shared[index % 2];
+        float even[tuning::row_tiles][4];
+        float odd[tuning::row_tiles][4];
+        queries.multiply(chunk, lane, even);
+#pragma unroll 1
+        for (int32_t first = 0; first < tuning::chunk_rows; first += 16) {
+          queries.multiply(chunk + (first + 8) * tuning::row_stride, lane, odd);
+          add(first, even);
+          if (first + 16 < tuning::chunk_rows)
+            queries.multiply(chunk + (first + 16) * tuning::row_stride, lane, even);
+          add(first + 8, odd);
         }
       }
       __syncthreads();
@@ -654,6 +749,9 @@ saliency_arguments<Element> plan_saliency(const device_probe_queries<Element>& p
   given.scale = sm_scale * log2_e;
   given.head_dim = k.head_dim;
   given.group = most(1, probes.q.num_heads / k.num_heads);
+  given.group_shift = -1;
+  for (int32_t shift = 0; shift < 31; ++shift)
+    if (given.group == int32_t{1} << shift) given.group_shift = shift;
   given.num_rows =
       static_cast<int32_t>(least<int64_t>(probes.q.num_tokens * given.group, 2147483647));
   given.kv_len = static_cast<int32_t>(k.num_tokens);

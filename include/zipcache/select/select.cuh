@@ -81,6 +81,22 @@ __device__ inline void find_digit(block_team team, selection_scratch& scratch, i
   team.sync();
 }
 
+/// Scores that a thread has under way at once.
+inline constexpr int32_t scores_at_once = 8;
+
+/// Keys of tokens `first`, `first + step`, ...; the largest key where a token is not ranked.
+__device__ inline void load_keys(const float* scores, int64_t first, int64_t step,
+                                 int64_t num_ranked, uint32_t (&keys)[scores_at_once]) {
+  ZIPCACHE_UNROLL
+  for (int32_t i = 0; i < scores_at_once; ++i) {
+    const int64_t token = first + i * step;
+    keys[i] = token < num_ranked ? bits_of(scores[token]) : 0u;
+  }
+  ZIPCACHE_UNROLL
+  for (int32_t i = 0; i < scores_at_once; ++i)
+    keys[i] = first + i * step < num_ranked ? score_key(float_of(keys[i])) : 0xffffffffu;
+}
+
 /// The threshold below and at which there are `count` of the tokens [0, num_ranked).
 /// 1 <= count <= num_ranked. Called by the whole block.
 __device__ inline rank_threshold find_threshold(block_team team, const float* scores,
@@ -96,13 +112,19 @@ __device__ inline rank_threshold find_threshold(block_team team, const float* sc
     for (int32_t i = team.thread; i < selection_scratch::num_digits; i += team.num_threads)
       scratch.histogram[i] = 0;
     team.sync();
-    for (int64_t first = team.thread - lane; first < num_ranked; first += team.num_threads) {
-      const int64_t token = first + lane;
-      const uint32_t key = token < num_ranked ? score_key(scores[token]) : 0u;
-      // Two shifts, since one by 32 is not defined.
-      const bool matches = ((key ^ value) >> shift >> digit_bits) == 0u;
-      count_digit(scratch.histogram, token < num_ranked && matches,
-                  key >> shift & ((1u << digit_bits) - 1u), lane);
+    const int64_t stride = int64_t{team.num_threads} * scores_at_once;
+    for (int64_t first = team.thread - lane; first < num_ranked; first += stride) {
+      uint32_t keys[scores_at_once];
+      load_keys(scores, first + lane, team.num_threads, num_ranked, keys);
+      ZIPCACHE_UNROLL
+      for (int32_t i = 0; i < scores_at_once; ++i) {
+        const uint32_t key = keys[i];
+        // Two shifts, since one by 32 is not defined.
+        const bool matches = ((key ^ value) >> shift >> digit_bits) == 0u;
+        count_digit(scratch.histogram,
+                    matches && first + lane + int64_t{i} * team.num_threads < num_ranked,
+                    key >> shift & ((1u << digit_bits) - 1u), lane);
+      }
     }
     team.sync();
     find_digit(team, scratch, wanted);
@@ -120,12 +142,24 @@ struct ranked_lanes {
   uint32_t ties;
 };
 
-__device__ inline ranked_lanes rank_lanes(const float* scores, int64_t token, int64_t num_ranked,
-                                          uint32_t threshold) {
-  const bool ranked = token < num_ranked;
-  const uint32_t key = ranked ? score_key(scores[token]) : 0xffffffffu;
+__device__ inline ranked_lanes rank_lanes(uint32_t key, bool ranked, uint32_t threshold) {
   return {__ballot_sync(whole_warp, ranked && key < threshold),
           __ballot_sync(whole_warp, ranked && key == threshold)};
+}
+
+/// Calls visit(word, how its lanes rank) for words [first, last), in order.
+template <class Visit>
+__device__ inline void for_each_word(const float* scores, int64_t first, int64_t last, int32_t lane,
+                                     int64_t num_ranked, uint32_t threshold, const Visit& visit) {
+  for (int64_t word = first; word < last; word += scores_at_once) {
+    uint32_t keys[scores_at_once];
+    load_keys(scores, word * 32 + lane, 32, num_ranked, keys);
+    ZIPCACHE_UNROLL
+    for (int32_t i = 0; i < scores_at_once; ++i) {
+      if (word + i >= last) break;
+      visit(word + i, rank_lanes(keys[i], (word + i) * 32 + lane < num_ranked, threshold));
+    }
+  }
 }
 
 /// @brief Selects for one head; called by a whole block of at most 1024 threads.
@@ -150,11 +184,11 @@ __device__ inline void select_head(block_team team, const float* scores, selecti
   const int64_t last = least(first + span, num_words);
   int32_t below = 0;
   int32_t ties = 0;
-  for (int64_t word = first; word < last; ++word) {
-    const ranked_lanes lanes = rank_lanes(scores, word * 32 + lane, num_ranked, threshold.value);
-    below += __popc(lanes.below);
-    ties += __popc(lanes.ties);
-  }
+  for_each_word(scores, first, last, lane, num_ranked, threshold.value,
+                [&](int64_t, ranked_lanes lanes) {
+                  below += __popc(lanes.below);
+                  ties += __popc(lanes.ties);
+                });
   if (lane == 0) {
     scratch.warp_below[warp] = below;
     scratch.warp_ties[warp] = ties;
@@ -167,9 +201,8 @@ __device__ inline void select_head(block_team team, const float* scores, selecti
     ties += scratch.warp_ties[other];
   }
   const uint32_t lower_lanes = (1u << lane) - 1u;
-  for (int64_t word = first; word < last; ++word) {
+  const auto write_word = [&](int64_t word, ranked_lanes lanes) {
     const int64_t token = word * 32 + lane;
-    const ranked_lanes lanes = rank_lanes(scores, token, num_ranked, threshold.value);
     const int32_t ties_before = ties + __popc(lanes.ties & lower_lanes);
     const bool is_tie = (lanes.ties >> lane & 1u) != 0;
     const bool is_recent = token >= num_ranked && token < size.num_tokens;
@@ -185,7 +218,8 @@ __device__ inline void select_head(block_team team, const float* scores, selecti
     }
     below += __popc(lanes.below);
     ties += __popc(lanes.ties);
-  }
+  };
+  for_each_word(scores, first, last, lane, num_ranked, threshold.value, write_word);
 }
 
 struct select_tuning {

@@ -102,7 +102,10 @@ struct key_layout {
   /// The inverse of `position`, field f of a word being its bits [Bits * f, Bits * (f + 1)).
   ZIPCACHE_HOST_DEVICE static constexpr tile_element element(int32_t head_dim, int32_t index,
                                                              int32_t field) {
-    const lane_word place = lane_word_of(index, words_per_lane(head_dim));
+    return element(head_dim, lane_word_of(index, words_per_lane(head_dim)), field);
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr tile_element element(int32_t head_dim, lane_word place,
+                                                             int32_t field) {
     const int32_t row = place.lane / 4;
     if constexpr (Bits == 16) {
       const int32_t tile = place.word / 4;
@@ -162,7 +165,10 @@ struct value_layout {
   /// The inverse of `position`, field f of a word being its bits [Bits * f, Bits * (f + 1)).
   ZIPCACHE_HOST_DEVICE static constexpr tile_element element(int32_t head_dim, int32_t index,
                                                              int32_t field) {
-    const lane_word place = lane_word_of(index, words_per_lane(head_dim));
+    return element(head_dim, lane_word_of(index, words_per_lane(head_dim)), field);
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr tile_element element(int32_t head_dim, lane_word place,
+                                                             int32_t field) {
     const int32_t parity = field / (16 / Bits);
     const int32_t in_half = field % (16 / Bits);
     int32_t block = 0;

@@ -74,16 +74,17 @@ static __global__ void write_rows_kernel(device_layer<Policies, Storage> layer, 
     const int64_t token = i / k.head_dim / k.num_heads;
     const Storage key = k.row(head, token)[channel];
     const Storage value = v.row(head, token)[channel];
-    const bool fine = is_finite(to_float(key)) && is_finite(to_float(value));
-    finite = finite && fine;
+    const bool fine_key = is_finite(to_float(key));
+    const bool fine_value = is_finite(to_float(value));
+    finite = finite && fine_key && fine_value;
     if (token >= pinned && token < window_begin) continue;
     const int32_t place = static_cast<int32_t>(token < pinned ? token : token - window_begin);
     Storage* tile = token < pinned ? layer.sink_tile(sequence, head, place / tile_tokens)
                                    : layer.window_tile(sequence, head, place / tile_tokens);
     row_tile_element<key_layout>(tile, layer.head_dim, place % tile_tokens, channel) =
-        fine ? key : Storage{};
+        fine_key ? key : Storage{};
     row_tile_element<value_layout>(tile + tile_tokens * layer.head_dim, layer.head_dim,
-                                   place % tile_tokens, channel) = fine ? value : Storage{};
+                                   place % tile_tokens, channel) = fine_value ? value : Storage{};
   }
   if (!finite) atomicOr(layer.status, static_cast<uint32_t>(device_fault::non_finite));
 }

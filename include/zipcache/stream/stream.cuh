@@ -450,10 +450,11 @@ static __global__ void __launch_bounds__(append_threads)
          channel += append_threads) {
       const Storage key = batch.k[row + channel];
       const Storage value = batch.v[row + channel];
-      const bool fine = is_finite(to_float(key)) && is_finite(to_float(value));
-      finite = finite && fine;
-      window.key(updated.window, channel) = fine ? key : Storage{};
-      window.value(updated.window, channel) = fine ? value : Storage{};
+      const bool fine_key = is_finite(to_float(key));
+      const bool fine_value = is_finite(to_float(value));
+      finite = finite && fine_key && fine_value;
+      window.key(updated.window, channel) = fine_key ? key : Storage{};
+      window.value(updated.window, channel) = fine_value ? value : Storage{};
     }
     if (!finite) atomicOr(layer.status, static_cast<uint32_t>(device_fault::non_finite));
     updated.window += 1;

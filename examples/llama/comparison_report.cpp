@@ -79,6 +79,8 @@ constexpr claim claims[] = {
     {"Normalized against accumulated saliency, all rows as probes", "all_probes",
      "accumulated_all_probes"},
     {"Channel-separable against plain tokenwise values", "paper", "tokenwise_values"},
+    {"Channel-separable against plain tokenwise values, keys in 16 bits", "keys_16",
+     "keys_16_tokenwise"},
     {"Recent and random 10 % as probes against all rows", "paper", "all_probes"},
 };
 

@@ -13,6 +13,11 @@ std::vector<policy_entry> value_policies() {
       "groupwise_values", "values in groups of 32 channels"));
   entries.push_back(
       ablation<paper::with<keys<tokenwise, 4, 2>>>("tokenwise_keys", "keys tokenwise"));
+  // With exact keys, what is left is the error of the values.
+  using exact_keys = paper::with<keys<channelwise, 16, 16>>;
+  entries.push_back(ablation<exact_keys>("keys_16", "keys in 16 bits"));
+  entries.push_back(ablation<exact_keys::with<values<tokenwise, 4, 2>>>(
+      "keys_16_tokenwise", "keys in 16 bits, values tokenwise"));
   entries.push_back(
       ablation<paper::with<sink_tokens<4>>>("sinks_4", "the first 4 tokens in 16 bits"));
   entries.push_back(

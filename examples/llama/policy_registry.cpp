@@ -9,8 +9,9 @@
 namespace zipcache_llama {
 namespace {
 
-constexpr std::string_view claim_policies[] = {"paper", "accumulated", "tokenwise_values",
-                                               "all_probes", "accumulated_all_probes"};
+constexpr std::string_view claim_policies[] = {
+    "paper",      "accumulated",           "tokenwise_values", "keys_16", "keys_16_tokenwise",
+    "all_probes", "accumulated_all_probes"};
 
 std::string known_names() {
   std::string names;

@@ -88,7 +88,7 @@ TEST_CASE("compare: a table, claims, JSON lines and a plot from end to end", "[l
     CHECK(result.out.find(words) != std::string::npos);
   }
   const auto json = zipcache_llama::read_text_file(place.path("c.jsonl"));
-  CHECK(std::count(json.begin(), json.end(), '\n') == 6);
+  CHECK(std::count(json.begin(), json.end(), '\n') == 8);
   const auto plot = zipcache_llama::read_text_file(place.path("s.svg"));
   CHECK(plot.find("normalized attention") != std::string::npos);
   CHECK(plot.rfind("</svg>\n") == plot.size() - 7);

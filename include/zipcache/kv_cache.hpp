@@ -349,24 +349,34 @@ class kv_cache<Element, Policies, cpu_backend> {
     return found;
   }
 
-  /// @brief All that one layer of a sequence is made of, for a cache elsewhere. Not for a
-  /// policy_table.
+  /// @brief All that one layer of a sequence is made of, for a cache elsewhere. In a policy_table,
+  /// `Chosen` names the layer's policies.
   /// @throws state_error  a prompt that is not complete
-  layer_content<Element, Policies> read_layer(sequence_id sequence, int32_t layer) const {
-    return inspect(sequence, layer)->content();
+  /// @throws argument_error  the layer has other policies
+  template <class Chosen = Policies>
+  layer_content<Element, Chosen> read_layer(sequence_id sequence, int32_t layer) const {
+    const detail::stream<Element, Chosen>* state = inspect<Chosen>(sequence, layer);
+    detail::require(state != nullptr, "read_layer names other policies than the layer has");
+    return state->content();
   }
 
   /// @brief A new sequence that is what `read_layer` gave for each layer of another one, in a cache
-  /// of the same shape, policies, options and page size.
-  /// @throws argument_error  not one content for each layer, other sizes
+  /// of the same shape, policies, options and page size. All layers have the policies `Chosen`.
+  /// @throws argument_error  not one content for each layer, other sizes, other policies
   /// @throws capacity_error  the page pool is exhausted
-  sequence_id restore(std::span<const layer_content<Element, Policies>> contents) {
+  template <class Chosen = Policies>
+  sequence_id restore(
+      std::type_identity_t<std::span<const layer_content<Element, Chosen>>> contents) {
     detail::require_equal("contents.size()", static_cast<int64_t>(contents.size()),
                           shape_.num_layers);
     layer_list layers;
     for (size_t layer = 0; layer < contents.size(); ++layer) {
-      auto state = std::make_unique<detail::stream<Element, Policies>>(*pool_, shape_,
-                                                                       layer_options_[layer]);
+      policy_list::visit(layer_policy_[layer], [&]<class Actual>() {
+        detail::require(std::is_same_v<Actual, Chosen>,
+                        "restore names other policies than a layer has");
+      });
+      auto state = std::make_unique<detail::stream<Element, Chosen>>(*pool_, shape_,
+                                                                     layer_options_[layer]);
       state->restore(contents[layer]);
       layers.push_back(std::move(state));
     }

@@ -54,3 +54,19 @@ TEST_CASE("kv_cache: restoring without room leaves the pool as it was", "[kv_cac
   REQUIRE(small.pool().num_used() == 0);
   REQUIRE(small.num_sequences() == 0);
 }
+
+TEST_CASE("kv_cache: in a policy table, reading and restoring name the layer's policies",
+          "[kv_cache][restore]") {
+  using table = zipcache::policy_table<presets::paper, presets::uncompressed>;
+  const token_data<zipcache::half> data(small_shape, 300, 7);
+  zipcache::kv_cache<zipcache::half, table> cache(small_shape, {.layer_policy = {1}});
+  zipcache::kv_cache<zipcache::half, table> other(small_shape, {.layer_policy = {0}});
+  const zipcache::sequence_id id = cache.create();
+  prefill(cache, id, data, 300);
+  REQUIRE_THROWS_AS(cache.read_layer<presets::paper>(id, 0), zipcache::argument_error);
+  const std::vector contents{cache.read_layer<presets::uncompressed>(id, 0)};
+  REQUIRE_THROWS_AS(other.restore<presets::uncompressed>(contents), zipcache::argument_error);
+  REQUIRE(other.num_sequences() == 0);
+  const zipcache::sequence_id copy = cache.restore<presets::uncompressed>(contents);
+  REQUIRE(cache.length(copy, 0) == 300);
+}

@@ -13,7 +13,7 @@ using namespace zipcache_llama_test;
 namespace {
 
 // Head dimension 32, which every policy takes.
-constexpr tiny_shape compressible = {.hidden = 128, .qo_heads = 4, .kv_heads = 2, .context = 1024};
+const tiny_shape compressible = {.hidden = 128, .qo_heads = 4, .kv_heads = 2, .context = 1024};
 
 std::vector<float> random_values(std::size_t count, std::uint64_t seed) {
   random_stream random(seed);

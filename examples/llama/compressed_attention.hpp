@@ -126,5 +126,6 @@ std::vector<policy_entry> preset_policies();
 std::vector<policy_entry> value_policies();
 std::vector<policy_entry> saliency_policies();
 std::vector<policy_entry> probe_policies();
+std::vector<policy_entry> design_policies();
 
 }  // namespace zipcache_llama

@@ -37,7 +37,8 @@ bool is_in_group(const policy_entry& entry, std::string_view group) {
 std::span<const policy_entry> all_policies() {
   static const std::vector<policy_entry> entries = [] {
     std::vector<policy_entry> all = preset_policies();
-    for (auto&& group : {saliency_policies(), probe_policies(), value_policies()}) {
+    for (auto&& group :
+         {saliency_policies(), probe_policies(), value_policies(), design_policies()}) {
       all.insert(all.end(), group.begin(), group.end());
     }
     return all;

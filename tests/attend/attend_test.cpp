@@ -45,6 +45,12 @@ TEMPLATE_LIST_TEST_CASE("attend: every value layout", "[attend]", axes::value_la
   check_attention<TestType>({2, 70, 10, 48}, 3);
 }
 
+TEMPLATE_LIST_TEST_CASE("attend: rotated layouts", "[attend]", axes::rotated_layouts) {
+  check_attention<TestType>({1, 100, 60, 64}, 2);
+  check_attention<TestType>({2, 70, 10, 48}, 3, 2);
+  check_attention<TestType>({1, 33, 33, 128}, 4);
+}
+
 TEST_CASE("attend: every head_dim under the paper's policies", "[attend]") {
   for (int32_t head_dim = 16; head_dim <= 256; head_dim += 16)
     check_attention<presets::paper>({1, 80, 45, head_dim}, 2);

@@ -81,6 +81,11 @@ TEMPLATE_LIST_TEST_CASE("attend: every instruction set reads every value layout"
   with_every_cpu([] { check_attention<TestType>({1, 77, 41, 64}, 4); });
 }
 
+TEMPLATE_LIST_TEST_CASE("attend: every instruction set reads rotated layouts", "[attend][vector]",
+                        axes::rotated_layouts) {
+  with_every_cpu([] { check_attention<TestType>({1, 77, 41, 64}, 4); });
+}
+
 TEST_CASE("attend: every instruction set takes one to many query rows", "[attend][vector]") {
   with_every_cpu([] {
     for (const int32_t group : {1, 2, 3, 5, 8})

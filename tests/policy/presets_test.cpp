@@ -35,6 +35,23 @@ TEST_CASE("policy: presets have the bits and shares of their papers", "[policy][
   CHECK(presets::h2o::budget_policy::default_ratio == 0.4);
 }
 
+TEST_CASE("policy: the presets beside the paper's", "[policy][presets]") {
+  using ours = presets::keys_4_values_2;
+  CHECK(ours::key_bits<token_class::salient> == 4);
+  CHECK(ours::value_bits<token_class::salient> == 2);
+  CHECK(ours::sink_policy_type::count == 4);
+  CHECK_FALSE(ours::needs_probes);
+  using rotating = presets::rotated_keys_3_values_2;
+  CHECK(is_rotated<rotating::key_quantizer_policy::granularity>);
+  CHECK(rotating::key_bits<token_class::salient> == 3);
+  CHECK(rotating::value_bits<token_class::salient> == 2);
+  CHECK(presets::kivi_2bit_sinks::sink_policy_type::count == 32);
+  CHECK(has_bits<presets::zipvl>(4, 2));
+  CHECK(has_bits<presets::zipvl_evicting>(4, 0));
+  CHECK(counts_by_mass<presets::zipvl::budget_policy>);
+  CHECK(has_bits<presets::quarot_4bit>(4, 4));
+}
+
 TEST_CASE("policy: KIVI keeps the newest 128 tokens and seals whole blocks of 32",
           "[policy][presets]") {
   using schedule = presets::kivi_2bit::schedule_policy;

@@ -1,3 +1,5 @@
+#include <vector>
+
 #include <zipcache/select/budget.hpp>
 
 #include "support/catch.hpp"
@@ -37,4 +39,22 @@ TEST_CASE("select: H2O's recent tokens are half of its share", "[select][budget]
 TEST_CASE("select: one-class budgets take all or none", "[select][budget]") {
   CHECK(all_salient::num_salient(77, {}) == 77);
   CHECK(all_regular::num_salient(77, {.salient_ratio = 0.9}) == 0);
+}
+
+TEST_CASE("select: a share of the mass is held by the fewest tokens that can", "[select][budget]") {
+  const std::vector<float> mass{1.0f, 0.0f, 5.0f, 2.0f, 2.0f};  // 10 together
+  const auto count = [&](double share) {
+    return mass_share<975>::num_salient_by_mass(mass, {.salient_ratio = share});
+  };
+  CHECK(count(0.0) == 0);
+  CHECK(count(0.01) == 1);
+  CHECK(count(0.5) == 1);
+  CHECK(count(0.51) == 2);
+  CHECK(count(0.9) == 3);
+  CHECK(count(0.91) == 4);
+  CHECK(count(1.0) == 4);  // a token without mass adds nothing
+  CHECK(mass_share<975>::num_salient_by_mass({}, {.salient_ratio = 0.9}) == 0);
+  const std::vector<float> nothing(7, 0.0f);
+  CHECK(mass_share<975>::num_salient_by_mass(nothing, {.salient_ratio = 1.0}) == 0);
+  CHECK(mass_share<975>::default_ratio == 0.975);
 }

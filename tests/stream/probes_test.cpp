@@ -1,5 +1,7 @@
 // Which queries decide, and that the tokens with the most attention are the salient ones.
 #include <algorithm>
+#include <functional>
+#include <numeric>
 #include <set>
 
 #include "support/cache_runs.hpp"
@@ -135,6 +137,16 @@ bool selects_largest(const std::vector<double>& scores, const std::vector<bool>&
   return least_salient >= most_regular - bound * largest;
 }
 
+/// Whether `count` is the fewest tokens that hold `share` of the mass, which is known to a factor
+/// of 1 + `error`.
+bool is_fewest_with_share(std::vector<double> mass, int64_t count, double share, double error) {
+  std::sort(mass.begin(), mass.end(), std::greater<double>());
+  const double total = std::accumulate(mass.begin(), mass.end(), 0.0);
+  const double held = std::accumulate(mass.begin(), mass.begin() + count, 0.0);
+  const double one_less = count > 0 ? held - mass[static_cast<size_t>(count - 1)] : -1.0;
+  return held >= (share - error) * total && one_less < (share + error) * total;
+}
+
 template <class Policies>
 void check_prompt_selection(int64_t recent, bool is_normalized, bool with_lse) {
   constexpr int64_t prompt = 130;
@@ -167,6 +179,9 @@ void check_prompt_selection(int64_t recent, bool is_normalized, bool with_lse) {
       }
     }
   }
+  std::vector<double> mass(static_cast<size_t>(sealed));
+  for (const auto& head : scores)
+    for (size_t token = 0; token < mass.size(); ++token) mass[token] += head[token];
   if (is_normalized)
     for (auto& head : scores)
       for (int64_t token = 0; token < sealed; ++token)
@@ -180,11 +195,17 @@ void check_prompt_selection(int64_t recent, bool is_normalized, bool with_lse) {
   REQUIRE(subject.sealed_length(sequence) == sealed);
   const auto salient = salient_tokens<Policies>(subject, sequence);
   for (size_t head = 0; head < 2; ++head) {
-    CHECK(std::count(salient[head].begin(), salient[head].end(), true) == (sealed * 60 + 50) / 100);
     // A probability is wrong by twice its score's error (its own and the normalizer's), and sums of
     // up to 260 of them by as many units.
-    CHECK(selects_largest(scores[head], salient[head], 0,
-                          std::expm1(2.0 * score_error) + 1e-6 + 260 * 0x1.0p-24));
+    const double error = std::expm1(2.0 * score_error) + 1e-6 + 260 * 0x1.0p-24;
+    const int64_t count = std::count(salient[head].begin(), salient[head].end(), true);
+    if constexpr (zipcache::counts_by_mass<typename Policies::budget_policy>) {
+      CHECK(count < sealed);
+      CHECK(is_fewest_with_share(mass, count, 0.975, 2 * error));
+    } else {
+      CHECK(count == (sealed * 60 + 50) / 100);
+    }
+    CHECK(selects_largest(scores[head], salient[head], 0, error));
   }
 }
 
@@ -196,6 +217,7 @@ TEST_CASE("stream: the salient tokens of a prompt are those with the most attent
       INFO("recent window " << recent << ", lse given: " << with_lse);
       check_prompt_selection<normalized>(recent, true, with_lse);
       check_prompt_selection<presets::mikv>(recent, false, with_lse);
+      check_prompt_selection<presets::zipvl::with<zipcache::all_probes>>(recent, true, with_lse);
     }
   }
 }

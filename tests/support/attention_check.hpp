@@ -8,6 +8,8 @@
 //    off by at most (d + 8) u S. W_c is the channel's largest value where pairs vary by channel,
 //    the token group's (here: the head's) where they vary by token; with channel magnitudes m_c
 //    (roots of largest values) the largest normalized value is max m, and W_c = m_c * max m.
+//    Under a rotated layout all this is about rotated queries and values, and a channel of the
+//    output gathers the errors of its block, each times 1 / sqrt(block).
 // 2. A weight is off by a factor of 1 + e, e = 2 ln2 (d + 8) u S + 2e-7 for every exponential that
 // it
 //    went through: itself and one for every tile that raised the maximum, and for two merges.
@@ -16,7 +18,9 @@
 // Output in 16 bits adds half of its spacing.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include <zipcache/attend/attend.hpp>
@@ -55,12 +59,15 @@ attended attend_segment(const sealed_tokens<Policies, Storage>& tokens, const st
 
 /// W_c of the bound above for one side of one head. values [num_tokens, head_dim]
 template <class Granularity>
-std::vector<double> largest_terms(const double* values, int64_t num_tokens, int32_t head_dim) {
+std::vector<double> largest_terms(const double* plain, int64_t num_tokens, int32_t head_dim) {
+  std::vector<double> values(plain, plain + num_tokens * head_dim);
+  if (zipcache::is_rotated<Granularity>)
+    values = oracle::hadamard(values, head_dim, zipcache::rotation_block(head_dim));
   std::vector<double> by_channel(static_cast<size_t>(head_dim), 0.0);
   double largest = 0.0;
   for (int64_t token = 0; token < num_tokens; ++token) {
     for (int32_t channel = 0; channel < head_dim; ++channel) {
-      const double x = std::fabs(values[token * head_dim + channel]);
+      const double x = std::fabs(values[static_cast<size_t>(token * head_dim + channel)]);
       double& entry = by_channel[static_cast<size_t>(channel)];
       entry = std::fmax(entry, x);
       largest = std::fmax(largest, x);
@@ -70,6 +77,16 @@ std::vector<double> largest_terms(const double* values, int64_t num_tokens, int3
   for (double& entry : by_channel)
     entry = Granularity::has_channel_magnitudes ? std::sqrt(entry * largest) : largest;
   return by_channel;
+}
+
+/// Bounds of channels after the rotation back, from bounds before it.
+inline std::vector<double> gathered_by_rotation(std::vector<double> terms, int32_t head_dim) {
+  const int32_t block = zipcache::rotation_block(head_dim);
+  for (auto first = terms.begin(); first != terms.end(); first += block) {
+    const double sum = std::accumulate(first, first + block, 0.0) / std::sqrt(block);
+    std::fill(first, first + block, sum);
+  }
+  return terms;
 }
 
 /// Checks one segment with `group` query heads for each KV head and `qo_len` rows of each.
@@ -97,17 +114,22 @@ void check_attention(const token_shape& shape, int32_t group = 1, int64_t qo_len
     const double* head_v = v.data() + head * shape.num_tokens * dim;
     const auto key_terms = largest_terms<typename Policies::key_quantizer_policy::granularity>(
         head_k, shape.num_tokens, dim);
-    const auto value_terms = largest_terms<typename Policies::value_quantizer_policy::granularity>(
+    auto value_terms = largest_terms<typename Policies::value_quantizer_policy::granularity>(
         head_v, shape.num_tokens, dim);
+    if (zipcache::is_rotated<typename Policies::value_quantizer_policy::granularity>)
+      value_terms = gathered_by_rotation(value_terms, dim);
     for (int64_t row = 0; row < qo_len; ++row) {
       const double* query = wide_q.data() + (qo_head * qo_len + row) * dim;
       const oracle::attention_result expected = oracle::attend(
           query, head_k, head_v, shape.num_tokens, dim, static_cast<double>(sm_scale),
           [&](int64_t token) { return !tokens.is_evicted(head, token); });
+      std::vector<double> met(query, query + dim);
+      if (zipcache::is_rotated<typename Policies::key_quantizer_policy::granularity>)
+        met = oracle::hadamard(met, dim, zipcache::rotation_block(dim));
       double s = 0.0;
       for (int32_t channel = 0; channel < dim; ++channel)
-        s += std::fabs(query[channel]) * 3 * key_terms[static_cast<size_t>(channel)] *
-             static_cast<double>(sm_scale) * 1.4427;
+        s += std::fabs(met[static_cast<size_t>(channel)]) * 3 *
+             key_terms[static_cast<size_t>(channel)] * static_cast<double>(sm_scale) * 1.4427;
       const double e = std::expm1(2 * 0.6932 * (dim + 8) * 0x1p-24 * s + 2e-7 * (n / 32 + 4));
       const double sums = (n + 16) * 0x1p-24;
       const double lse =

@@ -19,7 +19,7 @@ using paper = zipcache::presets::paper;
 
 using all_presets = std::tuple<paper, zipcache::presets::uncompressed, zipcache::presets::mikv,
                                zipcache::presets::h2o, zipcache::presets::kivi_2bit,
-                               zipcache::presets::uniform_4bit>;
+                               zipcache::presets::uniform_4bit, zipcache::presets::keys_4_values_2>;
 
 /// Every number of bits on each side; the other side and the regular class stay the paper's.
 using key_bits =
@@ -41,5 +41,16 @@ using value_layouts =
     std::tuple<paper::with<values<tokenwise, 4, 2>>, paper::with<values<groupwise<16>, 4, 2>>,
                paper::with<values<channelwise, 4, 2>>,
                paper::with<values<channelwise_blocks, 4, 2>>>;
+
+/// Rotated channels on either side, with every kind of group layout. CPU only.
+using zipcache::rotated;
+using rotated_layouts =
+    std::tuple<paper::with<keys<rotated<channelwise>, 4, 2>>,
+               paper::with<keys<rotated<tokenwise>, 3, 16>>,
+               paper::with<keys<rotated<channelwise_blocks>, 4, 2>>,
+               paper::with<values<rotated<tokenwise>, 4, 2>>,
+               paper::with<values<rotated<channel_separable_tokenwise>, 16, 2>>,
+               paper::with<values<rotated<channelwise>, 4, 2>>, zipcache::presets::quarot_4bit,
+               zipcache::presets::rotated_keys_3_values_2>;
 
 }  // namespace zipcache_test::axes

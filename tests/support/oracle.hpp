@@ -53,6 +53,25 @@ inline int code(double x, double min, double step, int bits) {
   return static_cast<int>(std::nearbyint(position(x, min, step, bits)));
 }
 
+// --- rotation
+// ---------------------------------------------------------------------------------------
+
+/// Each row [head_dim] times the normalized Hadamard matrix of its blocks, whose entry (i, j) is
+/// minus one to the number of bits that i and j have in common.
+inline std::vector<double> hadamard(const std::vector<double>& x, int32_t head_dim, int32_t block) {
+  std::vector<double> result(x.size(), 0.0);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t row = i / static_cast<size_t>(head_dim) * static_cast<size_t>(head_dim);
+    const size_t first = row + (i - row) / static_cast<size_t>(block) * static_cast<size_t>(block);
+    for (size_t j = 0; j < static_cast<size_t>(block); ++j) {
+      int common = 0;
+      for (size_t bits = (i - first) & j; bits != 0; bits &= bits - 1) ++common;
+      result[i] += (common % 2 == 0 ? 1.0 : -1.0) * x[first + j] / std::sqrt(block);
+    }
+  }
+  return result;
+}
+
 // --- attention
 // ------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@
 //   values by token      codes are summed with p_i * step_ig; sum_i p_i * min_ig is one scalar for
 //   each row and group;
 //                        magnitudes multiply the result once
+//   rotated keys         the query is rotated once; rotated values: the part's output is, at the
+//   end
 #pragma once
 
 #include <algorithm>
@@ -22,6 +24,7 @@
 #include <zipcache/attend/softmax_state.hpp>
 #include <zipcache/core/view.hpp>
 #include <zipcache/detail/block_math.hpp>
+#include <zipcache/quantize/rotation.hpp>
 #include <zipcache/store/store.hpp>
 #if ZIPCACHE_X86_VECTORS
 #include <zipcache/attend/attend_avx2.hpp>
@@ -38,6 +41,19 @@ struct attend_rows {
   std::vector<softmax_state> states;  ///< [rows]
   std::vector<float> out;             ///< [rows, head_dim], not yet divided by the sum
 
+  /// q as keys of this layout are met with: rotated if they are.
+  template <class Granularity>
+  const std::vector<float>& query() {
+    if constexpr (!is_rotated<Granularity>) return q;
+    if (rotated_q.empty()) {
+      rotated_q = q;
+      for (int32_t row = 0; row < rows; ++row)
+        rotate_channels(rotated_q.data() + row * head_dim, head_dim);
+    }
+    return rotated_q;
+  }
+  std::vector<float> rotated_q;  ///< [rows, head_dim], or empty until it is needed
+
   // Scratch of one class or one run of rows.
   std::vector<softmax_state> part_states;
   std::vector<float> part_out, folded_q, bias, scores, weights, zeros, group_sums, key_block,
@@ -51,6 +67,7 @@ struct attend_rows {
     head_dim = dim;
     const size_t size = static_cast<size_t>(num_rows) * static_cast<size_t>(dim);
     q.resize(size);
+    rotated_q.clear();
     states.assign(static_cast<size_t>(num_rows), softmax_state{});
     out.assign(size, 0.0f);
     part_out.resize(size);
@@ -96,14 +113,15 @@ void load_codes(scalar_isa, const uint32_t* tile, int32_t head_dim, int32_t coun
 }
 
 /// q times pairs that vary by channel: folded_q = q * step, bias = q . min.
-template <class Storage>
+template <class Granularity, class Storage>
 void fold_channel_pairs(attend_rows& rows, const affine_params<Storage>* pairs) {
+  const std::vector<float>& q = rows.query<Granularity>();
   for (int32_t row = 0; row < rows.rows; ++row) {
     float sum = 0.0f;
     for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
       const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
-      rows.folded_q[index] = rows.q[index] * to_float(pairs[channel].step);
-      sum += rows.q[index] * to_float(pairs[channel].min);
+      rows.folded_q[index] = q[index] * to_float(pairs[channel].step);
+      sum += q[index] * to_float(pairs[channel].min);
     }
     rows.bias[static_cast<size_t>(row)] = sum;
   }
@@ -112,6 +130,7 @@ void fold_channel_pairs(attend_rows& rows, const affine_params<Storage>* pairs) 
 /// q times channel magnitudes (or plain q), and its sums over the groups of channels.
 template <class Granularity, class Storage>
 void fold_magnitudes(attend_rows& rows, const Storage* magnitudes) {
+  const std::vector<float>& q = rows.query<Granularity>();
   const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
   const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
   for (int32_t row = 0; row < rows.rows; ++row) {
@@ -120,8 +139,8 @@ void fold_magnitudes(attend_rows& rows, const Storage* magnitudes) {
       for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel) {
         const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
         rows.folded_q[index] = Granularity::has_channel_magnitudes
-                                   ? rows.q[index] * to_float(magnitudes[channel])
-                                   : rows.q[index];
+                                   ? q[index] * to_float(magnitudes[channel])
+                                   : q[index];
         sum += rows.folded_q[index];
       }
       rows.group_sums[static_cast<size_t>(row * groups + group)] = sum;
@@ -133,12 +152,12 @@ void fold_magnitudes(attend_rows& rows, const Storage* magnitudes) {
 template <class Granularity, int Bits, class Storage>
 void fold_keys(attend_rows& rows, side_parameters<Storage> given) {
   if constexpr (!has_pairs(Bits)) {
-    rows.folded_q = rows.q;
+    rows.folded_q = rows.query<Granularity>();
     std::fill(rows.bias.begin(), rows.bias.end(), 0.0f);
   } else if constexpr (Granularity::axis == parameter_axis::token) {
     fold_magnitudes<Granularity>(rows, given.magnitudes);
   } else if constexpr (Granularity::home == parameter_home::segment) {
-    fold_channel_pairs(rows, given.segment_pairs);
+    fold_channel_pairs<Granularity>(rows, given.segment_pairs);
   }
 }
 
@@ -173,7 +192,7 @@ void score_tile(attend_rows& rows, const uint32_t* codes, const affine_params<St
     }
   } else {
     if constexpr (has_pairs(Bits) && Granularity::home == parameter_home::tile)
-      fold_channel_pairs(rows, pairs);
+      fold_channel_pairs<Granularity>(rows, pairs);
     add_scores(rows.folded_q.data(), rows.key_block.data(), rows.rows, head_dim, 0, head_dim,
                rows.scores.data());
     for (int32_t row = 0; row < rows.rows; ++row) {
@@ -258,11 +277,9 @@ void accumulate_tile(attend_rows& rows, const uint32_t* codes, const affine_para
   }
 }
 
-/// Applies what was left out of the inner loop: minima and magnitudes by token, or pairs by channel
-/// of the segment.
-template <class Granularity, int Bits, class Storage>
-void unfold_values(attend_rows& rows, side_parameters<Storage> given) {
-  if constexpr (!has_pairs(Bits)) return;
+/// Applies minima and magnitudes by token, or pairs by channel of the segment.
+template <class Granularity, class Storage>
+void unfold_parameters(attend_rows& rows, side_parameters<Storage> given) {
   const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
   const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
   for (int32_t row = 0; row < rows.rows; ++row) {
@@ -278,6 +295,16 @@ void unfold_values(attend_rows& rows, side_parameters<Storage> given) {
                     rows.part_states[static_cast<size_t>(row)].sum;
       }
     }
+  }
+}
+
+/// Applies what was left out of the inner loop: parameters, and the way back from rotated channels.
+template <class Granularity, int Bits, class Storage>
+void unfold_values(attend_rows& rows, side_parameters<Storage> given) {
+  if constexpr (has_pairs(Bits)) unfold_parameters<Granularity>(rows, given);
+  if constexpr (is_rotated<Granularity>) {
+    for (int32_t row = 0; row < rows.rows; ++row)
+      rotate_channels(rows.part_out.data() + row * rows.head_dim, rows.head_dim);
   }
 }
 

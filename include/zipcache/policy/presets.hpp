@@ -36,6 +36,34 @@ using kivi_2bit =
     policies<keys<channelwise_blocks, 2, 2>, values<groupwise<32>, 2, 2>, recency, per_kv_head,
              recent_probes, all_regular, sink_tokens<0>, blocks_behind_window<32, 128>>;
 
+/// KIVI with the first 32 tokens in 16 bits, as Kitty (2025) and others compare against it.
+using kivi_2bit_sinks = kivi_2bit::with<sink_tokens<32>>;
+
+/// ZipVL (He et al., 2024): the paper's quantizers, but as many salient tokens in each layer as
+/// hold 97.5 % of its attention mass. `zipvl_evicting` drops the others instead of keeping 2 bits.
+/// CPU only.
+using zipvl = paper::with<mass_share<975>>;
+using zipvl_evicting = policies<keys<channelwise, 4, 0>, values<channel_separable_tokenwise, 4, 0>,
+                                normalized_attention, per_kv_head, recent_and_random_probes,
+                                mass_share<975>, sink_tokens<0>, every_interval<160>>;
+
+/// QuaRot's cache (Ashkboos et al., NeurIPS 2024): rotated channels, one pair a token, 4 bits. CPU
+/// only.
+using quarot_4bit =
+    policies<keys<rotated<tokenwise>, 4, 4>, values<rotated<tokenwise>, 4, 4>, recency, per_kv_head,
+             recent_probes, all_salient, sink_tokens<0>, every_interval<160>>;
+
+/// Bits where attention feels their error: 4 for keys, 2 for values, and the first tokens, which
+/// hold the largest keys of all, in 16. No scores are needed. On the demo's model it loses a
+/// fraction of the paper's divergence at fewer bytes (README).
+using keys_4_values_2 =
+    policies<keys<channelwise, 4, 4>, values<channel_separable_tokenwise, 2, 2>, recency,
+             per_kv_head, recent_probes, all_salient, sink_tokens<4>, every_interval<160>>;
+
+/// The same at 3 bits for keys, whose channels are rotated first. CPU only.
+using rotated_keys_3_values_2 =
+    keys_4_values_2::with<keys<rotated<channelwise>, 3, 3>>::with<values<rotated<tokenwise>, 2, 2>>;
+
 /// One class at 4 bits with the paper's group layouts: what the salient tokens get, for every
 /// token.
 using uniform_4bit =

@@ -6,6 +6,7 @@
 
 #include <zipcache/policy/roles.hpp>
 #include <zipcache/quantize/granularity.hpp>
+#include <zipcache/quantize/rotation.hpp>
 
 namespace zipcache {
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include <zipcache/core/backend.hpp>
@@ -14,6 +15,7 @@
 #include <zipcache/core/view.hpp>
 #include <zipcache/quantize/affine.hpp>
 #include <zipcache/quantize/granularity.hpp>
+#include <zipcache/quantize/rotation.hpp>
 
 namespace zipcache {
 namespace detail {
@@ -21,6 +23,31 @@ namespace detail {
 /// Rows [head_dim] of the tokens that are quantized together, in ascending token order.
 template <class Element>
 using row_span = std::span<const Element* const>;
+
+/// Rows of one head as a quantizer of this layout takes them: the caller's, or rotated copies.
+template <class Granularity, class Element>
+struct quantizer_rows {
+  using element = std::conditional_t<is_rotated<Granularity>, float, Element>;
+  std::vector<float> copies;         ///< [num_tokens, head_dim] if rotated
+  std::vector<const element*> rows;  ///< [num_tokens]
+
+  quantizer_rows(tensor_view<const Element> x, int32_t head)
+      : copies(is_rotated<Granularity> ? static_cast<size_t>(x.num_tokens * x.head_dim) : 0),
+        rows(static_cast<size_t>(x.num_tokens)) {
+    for (int64_t token = 0; token < x.num_tokens; ++token) {
+      const Element* row = x.row(head, token);
+      if constexpr (is_rotated<Granularity>) {
+        float* copy = copies.data() + token * x.head_dim;
+        for (int32_t channel = 0; channel < x.head_dim; ++channel)
+          copy[channel] = to_float(row[channel]);
+        rotate_channels(copy, x.head_dim);
+        rows[static_cast<size_t>(token)] = copy;
+      } else {
+        rows[static_cast<size_t>(token)] = row;
+      }
+    }
+  }
+};
 
 /// c_j = sqrt(max_i |x_ij|) of every channel over all `rows`. magnitudes [head_dim]
 template <class Storage, class Element>
@@ -168,26 +195,28 @@ void quantize(cpu_backend, tensor_view<const Element> x,
   detail::require_equal("num_heads", out.num_heads, x.num_heads);
   detail::require_equal("num_tokens", out.num_tokens, x.num_tokens);
   detail::require_equal("head_dim", out.head_dim, x.head_dim);
-  std::vector<const Element*> rows(static_cast<size_t>(x.num_tokens));
+  using rows_of_head = detail::quantizer_rows<Granularity, Element>;
+  using row_element = typename rows_of_head::element;
   for (int32_t head = 0; head < x.num_heads; ++head) {
-    for (int64_t token = 0; token < x.num_tokens; ++token)
-      rows[static_cast<size_t>(token)] = x.row(head, token);
-    const detail::row_span<Element> all = rows;
+    const rows_of_head rows(x, head);
+    const detail::row_span<row_element> all = rows.rows;
     Storage* magnitudes = out.magnitude_row(head);
     if constexpr (Granularity::has_channel_magnitudes)
-      detail::fit_channel_magnitudes<Storage, Element>(all, x.head_dim, magnitudes);
+      detail::fit_channel_magnitudes<Storage, row_element>(all, x.head_dim, magnitudes);
     for (int64_t token = 0; token < x.num_tokens; ++token) {
+      const row_element* row = all[static_cast<size_t>(token)];
       affine_params<Storage>* params = out.param_row(head, token);
       if constexpr (Granularity::axis == parameter_axis::token) {
-        detail::fit_token<Granularity, Bits>(x.row(head, token), x.head_dim, magnitudes, params);
+        detail::fit_token<Granularity, Bits>(row, x.head_dim, magnitudes, params);
       } else if (Granularity::home == parameter_home::segment ? token == 0 : token % 32 == 0) {
         const size_t first = static_cast<size_t>(token);
         const size_t count = Granularity::home == parameter_home::segment
                                  ? all.size()
                                  : least<size_t>(32, all.size() - first);
-        detail::fit_channels<Bits, Storage, Element>(all.subspan(first, count), x.head_dim, params);
+        detail::fit_channels<Bits, Storage, row_element>(all.subspan(first, count), x.head_dim,
+                                                         params);
       }
-      detail::quantize_row<Granularity, Bits>(x.row(head, token), x.head_dim, params, magnitudes,
+      detail::quantize_row<Granularity, Bits>(row, x.head_dim, params, magnitudes,
                                               out.code_row(head, token));
     }
   }
@@ -204,6 +233,7 @@ void dequantize(cpu_backend, code_view<Granularity, Bits, Storage> codes, tensor
       detail::dequantize_row<Granularity, Bits>(codes.code_row(head, token), x.head_dim,
                                                 codes.param_row(head, token),
                                                 codes.magnitude_row(head), x.row(head, token));
+      if constexpr (is_rotated<Granularity>) rotate_channels(x.row(head, token), x.head_dim);
     }
   }
 }

@@ -2,8 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
+#include <functional>
+#include <numeric>
+#include <span>
 #include <string>
+#include <vector>
 
 #include <zipcache/policy/roles.hpp>
 
@@ -61,6 +66,40 @@ struct heavy_and_recent_share : salient_share<DefaultPercent> {
     return detail::share_of(num_tokens, options.salient_ratio) / 2;
   }
   static std::string name() { return "heavy_and_recent"; }
+};
+
+/// ZipVL (He et al., 2024): the fewest tokens that together hold a share of the layer's attention
+/// mass, `DefaultPerMille` / 1000 or the options' salient_ratio. The number follows the data:
+/// layers that look at few tokens keep few. All heads of a layer have the same number. CPU only.
+template <int DefaultPerMille>
+struct mass_share {
+  static_assert(DefaultPerMille > 0 && DefaultPerMille <= 1000,
+                "zipcache: a share of the attention mass is between 1 and 1000 per mille");
+  using role = budget_role;
+  static constexpr double default_ratio = DefaultPerMille / 1000.0;
+  static constexpr bool uses_scores = true;
+  /// The most it can be; the mass decides.
+  static int64_t num_salient(int64_t num_tokens, const budget_options&) { return num_tokens; }
+  static int64_t num_recent(int64_t, const budget_options&) { return 0; }
+  /// @param mass  attention mass of each token, summed over the probe rows and heads of the layer
+  static int64_t num_salient_by_mass(std::span<const float> mass, const budget_options& options) {
+    std::vector<float> sorted(mass.begin(), mass.end());
+    std::sort(sorted.begin(), sorted.end(), std::greater<float>());
+    const double total = std::accumulate(sorted.begin(), sorted.end(), 0.0);
+    const double wanted = options.salient_ratio * total;
+    double held = 0.0;
+    int64_t count = 0;
+    while (count < static_cast<int64_t>(sorted.size()) && held < wanted)
+      held += sorted[static_cast<size_t>(count++)];
+    return count;
+  }
+  static std::string name() { return "mass_share"; }
+};
+
+/// Budgets whose number of salient tokens follows the attention mass.
+template <class Budget>
+concept counts_by_mass = requires(std::span<const float> mass, const budget_options& options) {
+  { Budget::num_salient_by_mass(mass, options) } -> std::same_as<int64_t>;
 };
 
 /// One class only: every token is salient.

@@ -11,10 +11,22 @@
 #include <zipcache/config.hpp>
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/policy/policies.hpp>
+#include <zipcache/quantize/rotation.hpp>
+#include <zipcache/select/budget.hpp>
 #include <zipcache/store/page.hpp>
 #include <zipcache/store/tile.hpp>
 
 namespace zipcache {
+namespace detail {
+
+/// What kernels exist for; the CPU takes the others.
+template <class Policies>
+inline constexpr bool runs_on_cuda =
+    !is_rotated<typename Policies::key_quantizer_policy::granularity> &&
+    !is_rotated<typename Policies::value_quantizer_policy::granularity> &&
+    !counts_by_mass<typename Policies::budget_policy>;
+
+}  // namespace detail
 
 /// Counts of one sequence in one layer. Segments are a first one of any size (the prompt's, or what
 /// a flush leaves of its interval when it pins sinks), if there is one, and then one for each
@@ -92,6 +104,9 @@ struct device_probes {
 /// Layer of a cache of `Policies` whose 16-bit type is `Storage`.
 template <class Policies, class Storage>
 struct device_layer {
+  static_assert(detail::runs_on_cuda<Policies>,
+                "zipcache: rotated layouts and mass_share run on cpu_backend only");
+
   int32_t num_qo_heads;
   int32_t num_kv_heads;
   int32_t head_dim;

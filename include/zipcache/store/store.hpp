@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <zipcache/core/backend.hpp>
 #include <zipcache/core/view.hpp>
 #include <zipcache/detail/thread_pool.hpp>
+#include <zipcache/quantize/rotation.hpp>
 #include <zipcache/store/encode.hpp>
 #include <zipcache/store/segment.hpp>
 
@@ -70,18 +72,15 @@ struct class_rows {
 };
 
 template <class Element>
-class_rows<Element> split_rows(tensor_view<const Element> x, int32_t head,
-                               std::span<const int32_t> salient) {
+class_rows<Element> split_rows(std::vector<const Element*> all, std::span<const int32_t> salient) {
   class_rows<Element> rows;
-  rows.all.reserve(static_cast<size_t>(x.num_tokens));
   size_t next = 0;
-  for (int64_t token = 0; token < x.num_tokens; ++token) {
-    const Element* row = x.row(head, token);
-    const bool is_salient = next < salient.size() && salient[next] == token;
-    rows.all.push_back(row);
-    (is_salient ? rows.salient : rows.regular).push_back(row);
+  for (size_t token = 0; token < all.size(); ++token) {
+    const bool is_salient = next < salient.size() && static_cast<size_t>(salient[next]) == token;
+    (is_salient ? rows.salient : rows.regular).push_back(all[token]);
     next += is_salient ? 1 : 0;
   }
+  rows.all = std::move(all);
   return rows;
 }
 
@@ -106,20 +105,21 @@ void fit_segment_side(const class_rows<Element>& rows, int32_t head_dim,
   }
 }
 
-template <class Policies, token_class Class, class Storage, class Element>
+template <class Policies, token_class Class, class Storage, class KeyElement, class ValueElement>
 void encode_class(const segment<Policies>& sealed, int32_t head,
-                  record_view<Policies, Storage> record, const class_rows<Element>& key_rows,
-                  const class_rows<Element>& value_rows) {
+                  record_view<Policies, Storage> record, const class_rows<KeyElement>& key_rows,
+                  const class_rows<ValueElement>& value_rows) {
   using tile = tile_record<Policies, Class>;
   const int32_t head_dim = sealed.shape.head_dim;
   size_t first = 0;
   sealed.template for_each_tile<Class>(head, [&](std::byte* bytes, int32_t count) {
     const size_t tokens = static_cast<size_t>(count);
-    encode_side<key_layout, typename tile::key_granularity, tile::key_bits, Storage, Element>(
+    encode_side<key_layout, typename tile::key_granularity, tile::key_bits, Storage, KeyElement>(
         key_rows.template of<Class>().subspan(first, tokens), head_dim,
         record.template key_side<Class>(), reinterpret_cast<uint32_t*>(bytes),
         reinterpret_cast<affine_params<Storage>*>(bytes + tile::key_pairs_offset(head_dim)));
-    encode_side<value_layout, typename tile::value_granularity, tile::value_bits, Storage, Element>(
+    encode_side<value_layout, typename tile::value_granularity, tile::value_bits, Storage,
+                ValueElement>(
         value_rows.template of<Class>().subspan(first, tokens), head_dim,
         record.template value_side<Class>(),
         reinterpret_cast<uint32_t*>(bytes + tile::value_codes_offset(head_dim)),
@@ -187,13 +187,17 @@ std::shared_ptr<const segment<Policies>> store(cpu_backend backend, page_pool& p
         detail::view_record<Policies, Storage>(*sealed, head);
     const auto head_salient =
         salient.subspan(static_cast<size_t>(head * num_salient), static_cast<size_t>(num_salient));
-    const auto key_rows = detail::split_rows(k, head, head_salient);
-    const auto value_rows = detail::split_rows(v, head, head_salient);
+    using key_quantizer = typename Policies::key_quantizer_policy;
+    using value_quantizer = typename Policies::value_quantizer_policy;
+    const detail::quantizer_rows<typename key_quantizer::granularity, Element> keys(k, head);
+    const detail::quantizer_rows<typename value_quantizer::granularity, Element> values(v, head);
+    const auto key_rows = detail::split_rows(keys.rows, head_salient);
+    const auto value_rows = detail::split_rows(values.rows, head_salient);
     using class_token = token_class;
-    detail::fit_segment_side<typename Policies::key_quantizer_policy>(
+    detail::fit_segment_side<key_quantizer>(
         key_rows, k.head_dim, record.template key_pairs<class_token::salient>(),
         record.template key_pairs<class_token::regular>(), record.key_magnitudes());
-    detail::fit_segment_side<typename Policies::value_quantizer_policy>(
+    detail::fit_segment_side<value_quantizer>(
         value_rows, k.head_dim, record.template value_pairs<class_token::salient>(),
         record.template value_pairs<class_token::regular>(), record.value_magnitudes());
     detail::encode_class<Policies, token_class::salient, Storage>(*sealed, head, record, key_rows,
@@ -234,6 +238,8 @@ void dequantize_token(const segment<Policies>& sealed, int32_t head, int64_t tok
           reinterpret_cast<const affine_params<Storage>*>(bytes +
                                                           tile::value_pairs_offset(head_dim)),
           record.template value_side<Class>(), head_dim, slot, v);
+      if constexpr (is_rotated<typename tile::key_granularity>) rotate_channels(k, head_dim);
+      if constexpr (is_rotated<typename tile::value_granularity>) rotate_channels(v, head_dim);
     });
   };
   if (salient) {

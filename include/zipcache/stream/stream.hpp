@@ -398,9 +398,6 @@ class stream final : public layer_state<Element> {
   int64_t interval() const { return options_.schedule.recompress_interval; }
   int64_t capacity() const { return interval() + options_.schedule.recent_window; }
   bool is_full() const { return window_.size() >= capacity(); }
-  int64_t salient_of(int64_t count) const {
-    return Policies::budget_policy::num_salient(count, options_.budget);
-  }
 
   /// Positions whose queries are probes of the interval that the window is filling. The interval's
   /// own rows are those that arrive after the previous seal.
@@ -445,10 +442,20 @@ class stream final : public layer_state<Element> {
     }
     const int64_t rest = count - pinned;
     if (rest == 0) return result;
-    const selection_size size{rest, salient_of(rest),
-                              Policies::budget_policy::num_recent(rest, options_.budget)};
+    using budget = typename Policies::budget_policy;
+    selection_size size{rest, budget::num_salient(rest, options_.budget),
+                        budget::num_recent(rest, options_.budget)};
+    if constexpr (counts_by_mass<budget>) {
+      // The same for every head; of the sum over heads the first copy is enough.
+      const std::vector<float> mass =
+          score<accumulated_attention, per_layer>(backend, k, probes, pinned, rest);
+      size.num_salient = budget::num_salient_by_mass(
+          std::span(mass).first(static_cast<size_t>(rest)), options_.budget);
+    }
     std::vector<int32_t> salient(static_cast<size_t>(shape_.num_kv_heads * size.num_salient));
-    const std::vector<float> scores = score(backend, k, probes, pinned, rest);
+    const std::vector<float> scores =
+        score<typename Policies::saliency_policy, typename Policies::scope_policy>(
+            backend, k, probes, pinned, rest);
     select(backend, scores, shape_.num_kv_heads, size, salient);
     result.made = store<Policies, storage, storage>(backend, *pool_, k.tokens(pinned, rest),
                                                     v.tokens(pinned, rest), salient,
@@ -457,11 +464,10 @@ class stream final : public layer_state<Element> {
   }
 
   /// Scores of the `scored` tokens behind the first `pinned` ones. [num_kv_heads, scored]
+  template <class Metric, class Scope>
   std::vector<float> score(cpu_backend backend, tensor_view<const storage> k,
                            const kept_probes<Element>& probes, int64_t pinned,
                            int64_t scored) const {
-    using metric = typename Policies::saliency_policy;
-    using scope = typename Policies::scope_policy;
     const int64_t count = k.num_tokens;
     std::vector<float> scores(static_cast<size_t>(shape_.num_kv_heads * count), 0.0f);
     if constexpr (Policies::budget_policy::uses_scores) {
@@ -475,7 +481,7 @@ class stream final : public layer_state<Element> {
       }
       const probe_queries<Element> queries{
           nhd(probes.q.data(), num_probes, shape_.num_qo_heads, shape_.head_dim), positions, lse};
-      saliency<metric, scope>(backend, queries, k, shape_.softmax_scale(), scores);
+      saliency<Metric, Scope>(backend, queries, k, shape_.softmax_scale(), scores);
     }
     if (scored < count) {
       std::vector<float> part;

@@ -13,6 +13,12 @@ template class zipcache::kv_cache<float, presets::mikv>;
 template class zipcache::kv_cache<zipcache::half, presets::h2o>;
 template class zipcache::kv_cache<zipcache::bfloat16, presets::kivi_2bit>;
 template class zipcache::kv_cache<float, presets::uniform_4bit>;
+template class zipcache::kv_cache<zipcache::half, presets::kivi_2bit_sinks>;
+template class zipcache::kv_cache<zipcache::half, presets::zipvl>;
+template class zipcache::kv_cache<float, presets::zipvl_evicting>;
+template class zipcache::kv_cache<zipcache::bfloat16, presets::quarot_4bit>;
+template class zipcache::kv_cache<zipcache::half, presets::keys_4_values_2>;
+template class zipcache::kv_cache<float, presets::rotated_keys_3_values_2>;
 template class zipcache::kv_cache<zipcache::half,
                                   zipcache::policy_table<presets::paper, presets::uncompressed>>;
 

@@ -125,9 +125,11 @@ const bool added = [] {
   add<presets::h2o>("h2o");
   add<presets::kivi_2bit>("kivi_2bit");
   add<presets::uniform_4bit>("uniform_4bit");
+  add<presets::keys_4_values_2>("keys_4_values_2");
   add<presets::uncompressed>("uncompressed");
   add_layer<presets::paper>("paper");
   add_layer<presets::uniform_4bit>("uniform_4bit");
+  add_layer<presets::keys_4_values_2>("keys_4_values_2");
   return true;
 }();
 

@@ -141,6 +141,12 @@ void attend_paper(benchmark::State& state, int32_t group, int32_t head_dim, doub
       head_dim, salient_ratio);
 }
 
+void attend_keys_4_values_2(benchmark::State& state) {
+  attend_lengths<presets::keys_4_values_2>(
+      state, std::vector<int64_t>(static_cast<size_t>(state.range(0)), state.range(1)), 4, 128,
+      1.0);
+}
+
 /// Lengths from 100 to 131072 in one batch.
 void attend_ragged(benchmark::State& state) {
   std::vector<int64_t> lengths;
@@ -173,20 +179,37 @@ void decode_step(benchmark::State& state, bool with_append) {
 #define SHAPES ->UseManualTime()->Unit(benchmark::kMicrosecond)->ArgNames({"batch", "kv_len"})
 #define ALL_SHAPES \
   SHAPES->Args({8, 4096})->Args({8, 32768})->Args({8, 131072})->Args({64, 4096})->Args({1, 131072})
-BENCHMARK_CAPTURE(attend_paper, attend / cuda / paper, 4, 128, 0.6) ALL_SHAPES;
-BENCHMARK_CAPTURE(attend_paper, attend / cuda / all_4bit, 4, 128, 1.0) SHAPES->Args({8, 32768});
-BENCHMARK_CAPTURE(attend_paper, attend / cuda / all_2bit, 4, 128, 0.0) SHAPES->Args({8, 32768});
-BENCHMARK_CAPTURE(attend_paper, attend / cuda / group_1, 1, 128, 0.6) SHAPES->Args({8, 32768});
-BENCHMARK_CAPTURE(attend_paper, attend / cuda / group_8, 8, 128, 0.6) SHAPES->Args({8, 32768});
-BENCHMARK_CAPTURE(attend_paper, attend / cuda / head_dim_64, 4, 64, 0.6) SHAPES->Args({8, 32768});
-BENCHMARK_CAPTURE(attend_paper, attend / cuda / head_dim_256, 4, 256, 0.6) SHAPES->Args({8, 32768});
+BENCHMARK_CAPTURE(attend_paper, paper, 4, 128, 0.6)->Name("attend/cuda/paper") ALL_SHAPES;
+BENCHMARK_CAPTURE(attend_paper, all_4bit, 4, 128, 1.0)
+    ->Name("attend/cuda/all_4bit") SHAPES->Args({8, 32768});
+BENCHMARK_CAPTURE(attend_paper, all_2bit, 4, 128, 0.0)
+    ->Name("attend/cuda/all_2bit") SHAPES->Args({8, 32768});
+BENCHMARK_CAPTURE(attend_paper, group_1, 1, 128, 0.6)
+    ->Name("attend/cuda/group_1") SHAPES->Args({8, 32768});
+BENCHMARK_CAPTURE(attend_paper, group_8, 8, 128, 0.6)
+    ->Name("attend/cuda/group_8") SHAPES->Args({8, 32768});
+BENCHMARK_CAPTURE(attend_paper, head_dim_64, 4, 64, 0.6)
+    ->Name("attend/cuda/head_dim_64") SHAPES->Args({8, 32768});
+BENCHMARK_CAPTURE(attend_paper, head_dim_256, 4, 256, 0.6)
+    ->Name("attend/cuda/head_dim_256") SHAPES->Args({8, 32768});
+BENCHMARK(attend_keys_4_values_2)->Name("attend/cuda/keys_4_values_2") ALL_SHAPES;
+// Growth with the context of one sequence, and with the batch (plot_growth.py).
+BENCHMARK_CAPTURE(attend_paper, context, 4, 128, 0.6)
+    ->Name("growth/cuda/context") SHAPES->ArgsProduct({{1},
+                                                       benchmark::CreateRange(1024, 1048576, 2)});
+BENCHMARK_CAPTURE(attend_paper, batch, 4, 128, 0.6)
+    ->Name("growth/cuda/batch") SHAPES->ArgsProduct({benchmark::CreateRange(1, 256, 2), {4096}});
 BENCHMARK(attend_ragged)
     ->Name("attend/cuda/ragged_100_to_131072")
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(decode_step, step / cuda / append_and_attend, true)
-SHAPES->Args({8, 4096})->Args({8, 32768})->Iterations(30);
-BENCHMARK_CAPTURE(decode_step, step / cuda / attend_alone, false)
-SHAPES->Args({8, 4096})->Args({8, 32768})->Iterations(30);
+BENCHMARK_CAPTURE(decode_step, append_and_attend, true)
+    ->Name("step/cuda/append_and_attend") SHAPES->Args({8, 4096})
+    ->Args({8, 32768})
+    ->Iterations(30);
+BENCHMARK_CAPTURE(decode_step, attend_alone, false)
+    ->Name("step/cuda/attend_alone") SHAPES->Args({8, 4096})
+    ->Args({8, 32768})
+    ->Iterations(30);
 
 }  // namespace

@@ -17,6 +17,7 @@ TEST_CASE("attend: policies get the kernel that serves them", "[attend][cuda]") 
   REQUIRE(zipcache::attend_kernel_name<presets::mikv>() == std::string("tensor_core"));
   REQUIRE(zipcache::attend_kernel_name<presets::h2o>() == std::string("tensor_core"));
   REQUIRE(zipcache::attend_kernel_name<presets::uniform_4bit>() == std::string("tensor_core"));
+  REQUIRE(zipcache::attend_kernel_name<presets::keys_4_values_2>() == std::string("tensor_core"));
   REQUIRE(zipcache::attend_kernel_name<presets::uncompressed>() == std::string("tensor_core"));
   REQUIRE(zipcache::attend_kernel_name<presets::kivi_2bit>() == std::string("general"));
 }

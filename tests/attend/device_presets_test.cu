@@ -8,6 +8,7 @@ namespace presets = zipcache::presets;
 
 TEMPLATE_TEST_CASE("attend: on CUDA within rounding of exact attention under every preset",
                    "[attend][cuda]", presets::mikv, presets::h2o, presets::kivi_2bit,
-                   presets::uniform_4bit::with<zipcache::sink_tokens<5>>, presets::uncompressed) {
+                   presets::uniform_4bit::with<zipcache::sink_tokens<5>>, presets::uncompressed,
+                   presets::keys_4_values_2) {
   check_axes<zipcache::half, TestType>(64);
 }

@@ -45,7 +45,7 @@ TEST_CASE("store: both backends write the same bytes whatever the size of a page
 TEMPLATE_TEST_CASE("store: both backends write the same bytes under every preset",
                    "[equality][store]", zipcache::presets::mikv, zipcache::presets::h2o,
                    zipcache::presets::kivi_2bit, zipcache::presets::uniform_4bit,
-                   zipcache::presets::uncompressed) {
+                   zipcache::presets::uncompressed, zipcache::presets::keys_4_values_2) {
   for (const int64_t num_tokens : {1, 33, 161, 1000})
     check_store<TestType, f16>(prompt_shape<TestType>(num_tokens, 128));
   check_store<TestType, f16>(prompt_shape<TestType>(161, 96, content::extremes));

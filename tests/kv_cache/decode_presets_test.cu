@@ -19,6 +19,11 @@ TEST_CASE("kv_cache: decoding on CUDA equals the CPU's under uniform_4bit", "[kv
   check_random<f16, presets::uniform_4bit>({group_shape(8, 64), 1000, 330});
 }
 
+TEST_CASE("kv_cache: decoding on CUDA equals the CPU's under keys_4_values_2", "[kv_cache][cuda]") {
+  for (const int64_t prompt : {0, 1000})
+    check_random<f16, presets::keys_4_values_2>({group_shape(4, 64), prompt, 330});
+}
+
 TEST_CASE("kv_cache: decoding on CUDA equals the CPU's under uncompressed", "[kv_cache][cuda]") {
   for (const int64_t prompt : {0, 1, 333})
     check_random<f16, presets::uncompressed>({group_shape(1, 64), prompt, 100});

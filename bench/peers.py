@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Decode attention side by side on one GPU: this library's benchmark and PyTorch's fp16 kernels.
+
+    bench/peers.py build/release/bench/zipcache_cuda_bench [table.md]      (needs PyTorch with CUDA)
+
+Runs the library's benchmark first, then times scaled_dot_product_attention with the same shapes
+(32 query heads, 8 KV heads, 128 channels): CUDA graphs over sets of tensors that together outgrow
+the L2 cache several times, CUDA events, medians. Prints a Markdown table.
+"""
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+
+NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
+SHAPES = [(8, 4096), (8, 32768), (8, 131072), (64, 4096), (1, 131072)]
+OURS = ["paper", "keys_4_values_2"]
+
+
+def run_ours(binary):
+    """(preset, batch, kv_len) -> microseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = os.path.join(folder, "report.json")
+        subprocess.run([binary, "--benchmark_filter=attend/cuda/(paper|keys_4_values_2)/",
+                        "--benchmark_repetitions=5", "--benchmark_min_time=0.05",
+                        f"--benchmark_out={report}", "--benchmark_out_format=json"],
+                       check=True, stdout=subprocess.DEVNULL)
+        with open(report) as file:
+            runs = json.load(file)["benchmarks"]
+    times = {}
+    for run in runs:
+        if run.get("aggregate_name") != "median":
+            continue
+        match = re.match(r"attend/cuda/(\w+)/batch:(\d+)/kv_len:(\d+)", run["name"])
+        scale = {"ns": 1e-3, "us": 1.0, "ms": 1e3}[run["time_unit"]]
+        times[match.group(1), int(match.group(2)), int(match.group(3))] = run["real_time"] * scale
+    return times
+
+
+def time_graph(torch, calls):
+    """Median microseconds of one call, the calls captured into one graph."""
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(2):
+            for call in calls:
+                call()
+    samples = []
+    for _ in range(15):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        samples.append(start.elapsed_time(stop) * 1e3 / (2 * len(calls)))
+    return statistics.median(samples)
+
+
+def run_peer(torch, backend, batch, kv_len):
+    """Microseconds; the better of two ways to pass grouped queries; None where it does not run."""
+    from torch.nn.attention import sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention as attention
+
+    bytes_of_set = 4 * batch * NUM_KV_HEADS * kv_len * HEAD_DIM
+    count = max(1, min(12, -(-(250 << 20) // bytes_of_set)))
+    def make(heads, length):
+        return torch.randn(batch, heads, length, HEAD_DIM, device="cuda", dtype=torch.float16)
+
+    sets = [(make(NUM_QO_HEADS, 1), make(NUM_KV_HEADS, kv_len), make(NUM_KV_HEADS, kv_len))
+            for _ in range(count)]
+    def by_heads(q, k, v):
+        return lambda: attention(q, k, v, enable_gqa=True)
+    def by_rows(q, k, v):  # a group's query heads as rows of one query
+        rows = q.view(batch, NUM_KV_HEADS, NUM_QO_HEADS // NUM_KV_HEADS, HEAD_DIM)
+        return lambda: attention(rows, k, v)
+
+    best = None
+    with sdpa_kernel(backend), torch.no_grad():
+        for way in (by_heads, by_rows):
+            try:
+                time = time_graph(torch, [way(*tensors) for tensors in sets])
+            except RuntimeError:
+                continue
+            best = time if best is None else min(best, time)
+    return best
+
+
+def main(binary, target):
+    ours = run_ours(binary)
+    import torch
+    from torch.nn.attention import SDPBackend
+
+    peers = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+    lines = [f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}; "
+             "microseconds a layer, in brackets the gain over the faster fp16 kernel", "",
+             "| batch x context | " + " | ".join(f"fp16 {name}" for name in peers) + " | " +
+             " | ".join(OURS) + " |", "| --- |" + " ---: |" * (len(peers) + len(OURS))]
+    for batch, kv_len in SHAPES:
+        times = [run_peer(torch, backend, batch, kv_len) for backend in peers.values()]
+        torch.cuda.empty_cache()
+        fastest = min((time for time in times if time is not None), default=None)
+        cells = ["-" if time is None else f"{time:.1f}" for time in times]
+        for preset in OURS:
+            time = ours[preset, batch, kv_len]
+            gain = "" if fastest is None else f" ({fastest / time:.1f}x)"
+            cells.append(f"{time:.1f}{gain}")
+        lines.append(f"| {batch} x {kv_len} | " + " | ".join(cells) + " |")
+    table = "\n".join(lines) + "\n"
+    print(table, end="")
+    if target:
+        with open(target, "w") as file:
+            file.write(table)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else None)

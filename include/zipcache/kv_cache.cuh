@@ -589,17 +589,12 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   /// An interval is compressed in one block's shared memory.
   void check_interval() const {
-    int device = 0;
-    int shared_bytes = 0;
-    detail::check_cuda("cudaGetDevice", cudaGetDevice(&device));
-    detail::check_cuda(
-        "cudaDeviceGetAttribute",
-        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     const auto needed = [&](int64_t tokens) {
-      return detail::flush_layout<Policies>{static_cast<int32_t>(tokens), shape_.head_dim}.bytes();
+      return detail::general_flush_layout<Policies>{static_cast<int32_t>(tokens), shape_.head_dim}
+          .bytes();
     };
     // Scores, ranks, list and bitmap take less than 17 bytes a token.
-    const int64_t most_tokens = (shared_bytes - needed(0) - 64) / 17;
+    const int64_t most_tokens = (detail::most_shared_bytes() - needed(0) - 64) / 17;
     if (interval() > most_tokens)
       detail::refuse("recompress_interval", interval(),
                      ("at most " + std::to_string(most_tokens) +

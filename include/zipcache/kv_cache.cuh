@@ -144,6 +144,9 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// and so are chunks of a prompt that is not complete.
   sequence_id fork(sequence_id sequence) {
     const slot& source = slot_of(sequence);
+    std::vector<std::unique_ptr<prompt_type>> prompts;  // before anything changes
+    for (const layer_mirror& from : source.layers)
+      prompts.push_back(from.prompt ? from.prompt->clone() : nullptr);
     const sequence_id copy = create();
     slot& target = slots_[copy.index];
     const int32_t heads = shape_.num_kv_heads;
@@ -153,7 +156,7 @@ class kv_cache<Element, Policies, cuda_backend> {
       layer_mirror& to = target.layers[static_cast<size_t>(index)];
       to.counts = from.counts;
       to.begin = from.begin;
-      if (from.prompt) to.prompt = from.prompt->clone();
+      to.prompt = std::move(prompts[static_cast<size_t>(index)]);
       to.pages.assign(from.pages.begin(), from.pages.begin() + int64_t{from.counts.pages} * heads);
       for (const uint32_t page : to.pages) ledger_.share(page);
       const auto copy_slot = [&](auto* array, int64_t elements) {

@@ -1,7 +1,7 @@
 // The class a user holds, on CUDA: the same sequences, policies and bytes as kv_cache.hpp, in
 // device memory.
-//   prefill -> (append -> attend) ... on the caller's stream; nothing synchronizes but `check` and
-//   `read_length`.
+//   prefill, whole or in chunks -> (append -> attend) ... on the caller's stream; nothing
+//   synchronizes but `check` and `read_length`.
 // append and attend allocate nothing and may be captured in a graph that is replayed while
 // sequences grow: reserve() pages for as far as they may grow, capture one step, replay it, and
 // tell the host with note_replays().
@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <set>
 #include <span>
 #include <string>
@@ -27,6 +28,7 @@
 #include <zipcache/store/store.cuh>
 #include <zipcache/stream/device_content.cuh>
 #include <zipcache/stream/device_pages.cuh>
+#include <zipcache/stream/device_prompt.cuh>
 #include <zipcache/stream/device_rows.cuh>
 #include <zipcache/stream/probe_plan.hpp>
 #include <zipcache/stream/stream.cuh>
@@ -61,9 +63,9 @@ class sequence_list {
 /// @brief A compressed KV cache of many sequences over all layers of a model, in device memory.
 ///
 /// Tensors are device memory, contiguous where a pointer is asked for. Results are valid in the
-/// stream after the call. Host-side errors throw before any launch; what only the device can see (a
-/// value that is not finite, probes that were not attended, pages not reserved in a replayed graph)
-/// is kept in a status word that `check` reports.
+/// stream after the call, and the stream outlives the cache. Host-side errors throw before any
+/// launch; what only the device can see (a value that is not finite, probes that were not attended,
+/// pages not reserved in a replayed graph) is kept in a status word that `check` reports.
 template <class Element, class Policies>
 class kv_cache<Element, Policies, cuda_backend> {
   static_assert(std::is_same_v<Element, half> || std::is_same_v<Element, bfloat16>,
@@ -114,7 +116,8 @@ class kv_cache<Element, Policies, cuda_backend> {
     free_slots_.pop_back();
     slot& created = slots_[index];
     created.used = true;
-    created.layers.assign(static_cast<size_t>(shape_.num_layers), layer_mirror{});
+    created.layers.clear();
+    created.layers.resize(static_cast<size_t>(shape_.num_layers));
     const sequence_id sequence{index, created.generation};
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
       set_counts(layer, index, sequence_counts{});
@@ -137,9 +140,13 @@ class kv_cache<Element, Policies, cuda_backend> {
     free_slots_.push_back(sequence.index);
   }
 
-  /// @brief A copy that goes its own way: compressed pages are shared, everything else is copied.
+  /// @brief A copy that goes its own way: compressed pages are shared, everything else is copied,
+  /// and so are chunks of a prompt that is not complete.
   sequence_id fork(sequence_id sequence) {
     const slot& source = slot_of(sequence);
+    std::vector<std::unique_ptr<prompt_type>> prompts;  // before anything changes
+    for (const layer_mirror& from : source.layers)
+      prompts.push_back(from.prompt ? from.prompt->clone() : nullptr);
     const sequence_id copy = create();
     slot& target = slots_[copy.index];
     const int32_t heads = shape_.num_kv_heads;
@@ -149,6 +156,7 @@ class kv_cache<Element, Policies, cuda_backend> {
       layer_mirror& to = target.layers[static_cast<size_t>(index)];
       to.counts = from.counts;
       to.begin = from.begin;
+      to.prompt = std::move(prompts[static_cast<size_t>(index)]);
       to.pages.assign(from.pages.begin(), from.pages.begin() + int64_t{from.counts.pages} * heads);
       for (const uint32_t page : to.pages) ledger_.share(page);
       const auto copy_slot = [&](auto* array, int64_t elements) {
@@ -179,76 +187,65 @@ class kv_cache<Element, Policies, cuda_backend> {
     return copy;
   }
 
+  /// Tokens of a sequence in a layer, those of an incomplete prompt among them.
   int64_t length(sequence_id sequence, int32_t layer = 0) const {
-    return mirror_of(sequence, layer).counts.sealed + mirror_of(sequence, layer).counts.window;
+    return mirror_of(sequence, layer).num_tokens();
   }
   int64_t sealed_length(sequence_id sequence, int32_t layer = 0) const {
     return mirror_of(sequence, layer).counts.sealed;
   }
 
-  /// @brief Compresses a whole prompt.
+  /// @brief Brings a prompt, whole or in chunks, and compresses it when it is complete.
+  ///
+  /// Chunks are copied and wait in 16 bits, in memory from the stream's pool (`prompt_len` tells
+  /// how long the prompt is), and are compressed together: however a prompt is cut, the bytes are
+  /// those of one call, provided lse is given with every chunk or with none. Until then the
+  /// sequence can be forked, released and asked for its length, and nothing else; of `read_length`
+  /// it has none.
   /// @param[in] q  [num_qo_heads, n, head_dim]; may be empty if the policies need no probes
   /// @param[in] k, v  [num_kv_heads, n, head_dim], rows aligned to 16 bytes
-  /// @param[in] options  lse [n, num_qo_heads] in device memory; chunks are not taken: prompt_len
-  /// is 0 or n
+  /// @param[in] options  lse [n, num_qo_heads] in device memory
   /// Takes temporary memory from the stream's pool, and may wait for the stream where the policies
   /// need probes. Not for capture. Values that are not finite are reported by `check`; they spoil
   /// what is compressed together with them.
-  /// @throws state_error  the sequence has tokens
+  /// @throws state_error  the sequence already has a complete prompt or tokens
+  /// @throws argument_error  shapes, a chunk beyond prompt_len, options that differ between chunks
+  /// @throws capacity_error  no pages left; the sequence is as it was
   void prefill(sequence_id sequence, int32_t layer, tensor_view<const Element> q,
                tensor_view<const Element> k, tensor_view<const Element> v,
                const prefill_options& options = {}) {
     layer_mirror& mirror = mirror_of(sequence, layer);
-    const int64_t n = k.num_tokens;
-    if (length(sequence, layer) > 0)
+    const int64_t count = k.num_tokens;
+    const int64_t first = mirror.num_tokens();
+    const int64_t prompt_len = options.prompt_len != 0 ? options.prompt_len : count;
+    if (!mirror.prompt && first > 0)
       throw state_error("zipcache: prefill needs an empty sequence; this one has " +
-                        std::to_string(length(sequence, layer)) + " tokens (append continues it)");
-    check_view("k", k, shape_.num_kv_heads);
-    check_view("v", v, shape_.num_kv_heads);
-    detail::require_equal("v.num_tokens", v.num_tokens, n);
-    detail::require_between("k.num_tokens", n, int64_t{0}, limits_.max_tokens);
-    if (options.prompt_len != 0) detail::require_equal("prompt_len", options.prompt_len, n);
-    if (!options.lse.empty()) {
-      detail::require_equal("lse.size()", static_cast<int64_t>(options.lse.size()),
-                            n * shape_.num_qo_heads);
-      detail::check_device_pointer("lse", options.lse.data());
-    }
-    if (n == 0) return;
+                        std::to_string(first) + " tokens (append continues it)");
+    check_prompt_part(mirror, q, k, v, prompt_len, options);
+    if (prompt_len == 0) return;
     std::vector<int64_t> rows;
     if constexpr (Policies::needs_probes) {
-      check_view("q", q, shape_.num_qo_heads);
-      detail::require_equal("q.num_tokens", q.num_tokens, n);
-      rows = detail::prompt_probe_rows<Policies>(n, options.probe_rows, options_);
+      rows = detail::prompt_probe_rows<Policies>(prompt_len, options.probe_rows, options_);
+      detail::require(!mirror.prompt || std::ranges::equal(rows, mirror.prompt->rows()),
+                      "probe_rows must be the same in every chunk of a prompt");
     }
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
-    const int64_t sealed = Policies::schedule_policy::sealed_by_prefill(n, options_.schedule);
-    const int64_t pinned = std::min<int64_t>(Policies::sink_policy_type::count, sealed);
-    const int64_t rest = sealed - pinned;
-    const selection_size size{rest, Policies::budget_policy::num_salient(rest, options_.budget),
-                              Policies::budget_policy::num_recent(rest, options_.budget)};
-    const int64_t pages =
-        segment_shape<Policies>{shape_.num_kv_heads, shape_.head_dim, rest, size.num_salient}
-            .plan(target.page_bytes)
-            .num_pages;
-    reserve_pages(sequence, layer, rest > 0 ? pages : 0);
-
-    sequence_counts counts{};
-    counts.sinks = static_cast<int32_t>(pinned);
-    counts.sealed = static_cast<int32_t>(sealed);
-    counts.window = static_cast<int32_t>(n - sealed);
-    if (rest > 0) {
-      counts.prompt_tokens = static_cast<int32_t>(rest);
-      counts.prompt_pages = counts.pages = static_cast<int32_t>(pages);
-      counts.segments = 1;
-      compress_prompt(static_cast<int32_t>(sequence.index), target, q, k, v, options, rows, pinned,
-                      size);
+    const bool completes = first + count == prompt_len;
+    if (completes) {
+      const segment_shape<Policies> rest = shape_of(sealed_of(prompt_len) - pinned_of(prompt_len));
+      reserve_pages(sequence, layer, rest.num_tokens > 0 ? rest.plan(page_bytes()).num_pages : 0);
     }
-    detail::write_rows(backend_.stream, target, static_cast<int32_t>(sequence.index), k, v, pinned,
-                       sealed);
-    mirror.counts = counts;
-    mirror.begin = n;
-    set_counts(layer, sequence.index, counts);
-    plan_probes(sequence, layer);
+    std::unique_ptr<prompt_type> made;
+    if (!mirror.prompt)
+      made = std::make_unique<prompt_type>(backend_.stream, shape_, prompt_len, std::move(rows),
+                                           !completes);
+    prompt_type& prompt = mirror.prompt ? *mirror.prompt : *made;
+    prompt.add(q, k, v, options.lse.empty() ? nullptr : options.lse.data());
+    if (!completes) {
+      if (made) mirror.prompt = std::move(made);
+      return;
+    }
+    complete_prompt(sequence, layer, prompt, made ? k : prompt.k(), made ? v : prompt.v());
+    mirror.prompt.reset();
   }
 
   /// @brief A list of sequences for append and attend. Allocates; make it before capturing.
@@ -286,7 +283,8 @@ class kv_cache<Element, Policies, cuda_backend> {
     int64_t missing = 0;  // pages, so that either all sequences get theirs or none does
     for (const sequence_id sequence : batch.sequences()) {
       const layer_mirror& mirror = mirror_of(sequence, layer);
-      const int64_t tokens = int64_t{mirror.counts.sealed} + mirror.counts.window;
+      check_complete("append", mirror);
+      const int64_t tokens = mirror.num_tokens();
       if (tokens >= limits_.max_tokens)
         detail::refuse(
             "the sequence's length", tokens + 1,
@@ -318,7 +316,8 @@ class kv_cache<Element, Policies, cuda_backend> {
               float* lse = nullptr) {
     check_layer(layer);
     if (lse != nullptr) detail::check_device_pointer("lse", lse);
-    for (const sequence_id sequence : batch.sequences()) slot_of(sequence);
+    for (const sequence_id sequence : batch.sequences())
+      check_complete("attend", mirror_of(sequence, layer));
     attend_batch<Element> given;
     given.num_items = batch.size();
     given.sequences = batch.device_indices();
@@ -343,6 +342,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   void truncate(sequence_id sequence, int64_t len) {
     slot& truncated = slot_of(sequence);
     for (const layer_mirror& mirror : truncated.layers) {
+      check_complete("truncate", mirror);
       if (len < mirror.counts.sealed || len > mirror.counts.sealed + mirror.counts.window) {
         detail::refuse("len", len,
                        ("between " + std::to_string(mirror.counts.sealed) + " and " +
@@ -375,6 +375,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// length, head_dim]
   void dequantize(sequence_id sequence, int32_t layer, tensor_view<float> k,
                   tensor_view<float> v) const {
+    check_complete("dequantize", mirror_of(sequence, layer));
     detail::require_equal("k.num_tokens", k.num_tokens, length(sequence, layer));
     zipcache::dequantize(backend_, layers_[static_cast<size_t>(layer)],
                          static_cast<int32_t>(sequence.index), k, v);
@@ -421,8 +422,11 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   /// @brief All that one layer of a sequence is made of, for a cache elsewhere; waits for the
   /// stream.
+  /// @throws state_error  a prompt that is not complete
   layer_content<Element, Policies> read_layer(sequence_id sequence, int32_t layer) const {
     const layer_mirror& mirror = mirror_of(sequence, layer);
+    if (mirror.prompt)
+      throw state_error("zipcache: a sequence cannot be moved before its prompt is complete");
     const layer_type& source = layers_[static_cast<size_t>(layer)];
     const auto index = static_cast<int32_t>(sequence.index);
     const sequence_counts counts =
@@ -472,8 +476,8 @@ class kv_cache<Element, Policies, cuda_backend> {
   const stream_options& layer_options(int32_t) const { return options_; }
 
   /// @brief Bytes held for the sequences that there are: pages they have or reserved, and their
-  /// share of all that is allocated in advance (window, sinks, records, tables, kept probes). What
-  /// is in pages shared by forks counts once, its tokens for each.
+  /// share of all that is allocated in advance (window, sinks, records, tables, kept probes), and
+  /// chunks that wait. What is in pages shared by forks counts once, its tokens for each.
   zipcache::footprint footprint() const {
     zipcache::footprint total;
     std::set<uint32_t> pages;
@@ -489,11 +493,18 @@ class kv_cache<Element, Policies, cuda_backend> {
   }
 
  private:
+  using prompt_type = detail::device_prompt<Element>;
+
   /// What the host knows of one layer of one sequence. It follows the device by arithmetic alone.
   struct layer_mirror {
     sequence_counts counts;
-    int64_t begin = 0;            ///< tokens that the prompt brought
-    std::vector<uint32_t> pages;  ///< [entries, num_kv_heads], filled and reserved
+    int64_t begin = 0;                    ///< tokens that the prompt brought
+    std::vector<uint32_t> pages;          ///< [entries, num_kv_heads], filled and reserved
+    std::unique_ptr<prompt_type> prompt;  ///< chunks that wait for the others
+
+    int64_t num_tokens() const {
+      return prompt ? prompt->num_tokens() : int64_t{counts.sealed} + counts.window;
+    }
   };
   struct slot {
     bool used = false;
@@ -589,17 +600,12 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   /// An interval is compressed in one block's shared memory.
   void check_interval() const {
-    int device = 0;
-    int shared_bytes = 0;
-    detail::check_cuda("cudaGetDevice", cudaGetDevice(&device));
-    detail::check_cuda(
-        "cudaDeviceGetAttribute",
-        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     const auto needed = [&](int64_t tokens) {
-      return detail::flush_layout<Policies>{static_cast<int32_t>(tokens), shape_.head_dim}.bytes();
+      return detail::general_flush_layout<Policies>{static_cast<int32_t>(tokens), shape_.head_dim}
+          .bytes();
     };
     // Scores, ranks, list and bitmap take less than 17 bytes a token.
-    const int64_t most_tokens = (shared_bytes - needed(0) - 64) / 17;
+    const int64_t most_tokens = (detail::most_shared_bytes() - needed(0) - 64) / 17;
     if (interval() > most_tokens)
       detail::refuse("recompress_interval", interval(),
                      ("at most " + std::to_string(most_tokens) +
@@ -731,35 +737,110 @@ class kv_cache<Element, Policies, cuda_backend> {
                        cudaDeviceSynchronize());  // the memory is ready for any stream
   }
 
+  /// What a part of a prompt must be before anything is launched.
+  void check_prompt_part(const layer_mirror& mirror, tensor_view<const Element> q,
+                         tensor_view<const Element> k, tensor_view<const Element> v,
+                         int64_t prompt_len, const prefill_options& options) const {
+    const int64_t count = k.num_tokens;
+    const int64_t first = mirror.num_tokens();
+    check_view("k", k, shape_.num_kv_heads);
+    check_view("v", v, shape_.num_kv_heads);
+    detail::require_equal("v.num_tokens", v.num_tokens, count);
+    detail::require_between("k.num_tokens", count, int64_t{0}, limits_.max_tokens);
+    detail::require_between("prompt_len", prompt_len, int64_t{0}, limits_.max_tokens);
+    if (mirror.prompt && mirror.prompt->prompt_len() != prompt_len)
+      detail::refuse(
+          "prompt_len", prompt_len,
+          ("the same in every chunk, and it was " + std::to_string(mirror.prompt->prompt_len()))
+              .c_str());
+    if (first + count > prompt_len)
+      detail::refuse("k.num_tokens", count,
+                     ("at most " + std::to_string(prompt_len - first) +
+                      ", which is what the prompt still lacks")
+                         .c_str());
+    if (mirror.prompt || count < prompt_len) {  // they are copied
+      detail::check_rows("k", k, 0, shape_.num_kv_heads, shape_.head_dim);
+      detail::check_rows("v", v, 0, shape_.num_kv_heads, shape_.head_dim);
+    }
+    if (Policies::needs_probes && count > 0) {
+      check_view("q", q, shape_.num_qo_heads);
+      detail::require_equal("q.num_tokens", q.num_tokens, count);
+    }
+    if (!options.lse.empty()) {
+      detail::require_equal("lse.size()", static_cast<int64_t>(options.lse.size()),
+                            count * shape_.num_qo_heads);
+      detail::check_device_pointer("lse", options.lse.data());
+    }
+    detail::require(!mirror.prompt || mirror.prompt->takes_lse(!options.lse.empty()),
+                    "lse must be given with every chunk of a prompt or with none");
+  }
+
+  /// @throws state_error  chunks of the prompt are still to come
+  void check_complete(const char* call, const layer_mirror& mirror) const {
+    if (!mirror.prompt) return;
+    throw state_error("zipcache: " + std::string(call) + " before the prompt is complete: " +
+                      std::to_string(mirror.prompt->num_tokens()) + " of " +
+                      std::to_string(mirror.prompt->prompt_len()) + " tokens are there");
+  }
+
+  int64_t sealed_of(int64_t prompt_len) const {
+    return Policies::schedule_policy::sealed_by_prefill(prompt_len, options_.schedule);
+  }
+  int64_t pinned_of(int64_t prompt_len) const {
+    return std::min<int64_t>(Policies::sink_policy_type::count, sealed_of(prompt_len));
+  }
+
+  /// Compresses a prompt whose pages are reserved. k, v hold all of it.
+  void complete_prompt(sequence_id sequence, int32_t layer, const prompt_type& prompt,
+                       tensor_view<const Element> k, tensor_view<const Element> v) {
+    layer_mirror& mirror = mirror_of(sequence, layer);
+    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const int64_t n = k.num_tokens;
+    const int64_t sealed = sealed_of(n);
+    const int64_t pinned = pinned_of(n);
+    const int64_t rest = sealed - pinned;
+    sequence_counts counts{};
+    counts.sinks = static_cast<int32_t>(pinned);
+    counts.sealed = static_cast<int32_t>(sealed);
+    counts.window = static_cast<int32_t>(n - sealed);
+    if (rest > 0) {
+      const segment_shape<Policies> shape = shape_of(rest);
+      counts.prompt_tokens = static_cast<int32_t>(rest);
+      counts.prompt_pages = counts.pages =
+          static_cast<int32_t>(shape.plan(target.page_bytes).num_pages);
+      counts.segments = 1;
+      compress_prompt(
+          static_cast<int32_t>(sequence.index), target, k, v, prompt, pinned,
+          {rest, shape.num_salient, Policies::budget_policy::num_recent(rest, options_.budget)});
+    }
+    detail::write_rows(backend_.stream, target, static_cast<int32_t>(sequence.index), k, v, pinned,
+                       sealed);
+    mirror.counts = counts;
+    mirror.begin = n;
+    set_counts(layer, sequence.index, counts);
+    plan_probes(sequence, layer);
+  }
+
   /// Scores, selects and stores the prompt's tokens behind its sinks.
-  void compress_prompt(int32_t sequence, const layer_type& target, tensor_view<const Element> q,
-                       tensor_view<const Element> k, tensor_view<const Element> v,
-                       const prefill_options& options, const std::vector<int64_t>& rows,
-                       int64_t pinned, const selection_size& size) {
+  void compress_prompt(int32_t sequence, const layer_type& target, tensor_view<const Element> k,
+                       tensor_view<const Element> v, const prompt_type& prompt, int64_t pinned,
+                       const selection_size& size) {
     const int32_t heads = shape_.num_kv_heads;
     const int64_t n = k.num_tokens;  // tokens that stay in the window have their share of attention
-    const int64_t num_probes = static_cast<int64_t>(rows.size());
     const size_t store_bytes = store_workspace_bytes(target, 1, size.num_tokens);
     size_t saliency_bytes = 0;
     if constexpr (Policies::needs_probes)
-      saliency_bytes = saliency_workspace_bytes<typename Policies::saliency_policy,
-                                                typename Policies::scope_policy>(
-          probe_rows_of(nullptr, nullptr, options.lse.empty() ? nullptr : options.lse.data(),
-                        num_probes),
-          k);
+      saliency_bytes =
+          saliency_workspace_bytes<typename Policies::saliency_policy,
+                                   typename Policies::scope_policy>(prompt.probes(), k);
     // The same code counts and hands out.
     struct {
-      int64_t* positions;
-      Element* q;
-      float *lse, *all_scores, *scores;
+      float *all_scores, *scores;
       uint32_t* bitmap;
       std::byte* workspace;
     } parts{};
     const auto carve = [&](void* memory) {
       detail::workspace_cursor cursor(memory);
-      parts.positions = cursor.template take<int64_t>(num_probes);
-      parts.q = cursor.template take<Element>(num_probes * shape_.num_qo_heads * shape_.head_dim);
-      parts.lse = cursor.template take<float>(num_probes * shape_.num_qo_heads);
       parts.all_scores = cursor.template take<float>(heads * n);
       parts.scores = size.num_tokens < n ? cursor.template take<float>(heads * size.num_tokens)
                                          : parts.all_scores;
@@ -775,18 +856,8 @@ class kv_cache<Element, Policies, cuda_backend> {
     try {
       const device_workspace workspace{parts.workspace, std::max(store_bytes, saliency_bytes)};
       if constexpr (Policies::needs_probes) {
-        detail::check_cuda(
-            "cudaMemcpyAsync",
-            cudaMemcpyAsync(parts.positions, rows.data(), rows.size() * sizeof(int64_t),
-                            cudaMemcpyHostToDevice, backend_.stream));
-        detail::gather_probes(backend_.stream, q,
-                              options.lse.empty() ? nullptr : options.lse.data(), parts.positions,
-                              num_probes, parts.q, parts.lse);
-        const device_probe_queries<Element> queries{
-            hnd<const Element>(parts.q, shape_.num_qo_heads, num_probes, shape_.head_dim),
-            parts.positions, options.lse.empty() ? nullptr : parts.lse};
         saliency<typename Policies::saliency_policy, typename Policies::scope_policy>(
-            backend_, queries, k, shape_.softmax_scale(), parts.all_scores, workspace);
+            backend_, prompt.probes(), k, shape_.softmax_scale(), parts.all_scores, workspace);
       } else if constexpr (Policies::budget_policy::uses_scores) {
         detail::score_positions<typename Policies::saliency_policy>(backend_.stream, heads, n,
                                                                     parts.all_scores);
@@ -813,12 +884,6 @@ class kv_cache<Element, Policies, cuda_backend> {
       throw;
     }
     detail::check_cuda("cudaFreeAsync", cudaFreeAsync(memory, backend_.stream));
-  }
-
-  device_probe_queries<Element> probe_rows_of(const Element* q, const int64_t* positions,
-                                              const float* lse, int64_t num_probes) const {
-    return {hnd<const Element>(q, shape_.num_qo_heads, num_probes, shape_.head_dim), positions,
-            lse};
   }
 
   /// The probes of all intervals that may follow, counted from where the window now begins.
@@ -891,7 +956,7 @@ class kv_cache<Element, Policies, cuda_backend> {
     const layer_type& view = layers_[0];
     const int64_t heads = shape_.num_kv_heads;
     const sequence_counts& counts = mirror.counts;
-    const int64_t tokens = int64_t{counts.sealed} + counts.window;
+    const int64_t tokens = mirror.num_tokens();
     const auto add_class = [&]<token_class Class>(int64_t class_tokens) {
       using tile = tile_record<Policies, Class>;
       total.code_bytes +=
@@ -912,6 +977,7 @@ class kv_cache<Element, Policies, cuda_backend> {
       add_segment(counts.prompt_pages + i * view.interval_pages, view.interval_pages, interval());
     total.window_bytes += heads * (view.window_tiles + view.sink_tiles) * view.row_tile_elements() *
                           static_cast<int64_t>(sizeof(Element));
+    if (mirror.prompt) total.window_bytes += mirror.prompt->bytes();
     record_bytes_of_all_ = heads * view.max_segments * view.record_bytes();
     total.parameter_bytes += record_bytes_of_all_;
     total.table_bytes += heads * (view.max_pages * static_cast<int64_t>(sizeof(page_entry)) +

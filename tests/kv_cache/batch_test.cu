@@ -320,3 +320,113 @@ TEST_CASE("kv_cache: truncation into the prompt's part of the window equals the 
   const bool same = device_snapshot(gpu, gpu_id) == snapshot(cpu, cpu_id);
   REQUIRE(same);
 }
+
+namespace {
+
+/// Prompts cut at all kinds of places, against the same prompts in one call.
+template <class Policies>
+void check_chunks() {
+  INFO(Policies::name());
+  zipcache::cache_shape two_layers = shape;
+  two_layers.num_layers = 2;
+  const token_data<f16> data(two_layers, 420, 61);
+  const device_tokens<f16> tokens(data);
+  for (const int64_t length : {1, 33, 160, 399}) {
+    device_cache<f16, Policies> cache(two_layers, {.max_sequences = 2, .max_tokens = 420});
+    const int64_t pages = cache.num_available_pages();
+    const zipcache::sequence_id whole = cache.create();
+    prefill(cache, whole, tokens, length);
+    const int64_t pages_left = cache.num_available_pages();
+    const std::string expected = device_snapshot(cache, whole);
+    const auto expected_out = decode(cache, whole, tokens, length, length + 20);
+    // Somewhere in the middle, behind the first token, before the last one, and empty chunks.
+    const std::vector<std::vector<int64_t>> all_cuts{
+        {length / 2}, {0, 1, 1}, {length - 1}, {length / 3, length / 3, length / 2, length - 1}};
+    for (std::vector<int64_t> cuts : all_cuts) {
+      std::erase_if(cuts, [length](int64_t cut) { return cut >= length; });
+      INFO(length << " tokens, " << cuts.size() << " cuts");
+      const zipcache::sequence_id chunked = cache.create();
+      prefill_in_chunks(cache, chunked, tokens, length, cuts);
+      REQUIRE(cache.length(chunked) == length);
+      REQUIRE(cache.read_length(chunked, 1) == length);
+      const bool same = device_snapshot(cache, chunked) == expected;
+      REQUIRE(same);
+      const bool same_out = decode(cache, chunked, tokens, length, length + 20) == expected_out;
+      REQUIRE(same_out);
+      cache.release(chunked);
+    }
+    cache.check();
+    REQUIRE(cache.num_available_pages() <= pages_left);
+    cache.release(whole);
+    REQUIRE(cache.num_available_pages() == pages);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("kv_cache: a prompt in chunks on CUDA is the prompt in one call, byte for byte",
+          "[kv_cache][cuda][batch]") {
+  check_chunks<paper>();
+  check_chunks<paper::with<zipcache::sink_tokens<4>>>();
+  check_chunks<zipcache::presets::kivi_2bit>();
+  check_chunks<zipcache::presets::uncompressed>();
+}
+
+TEST_CASE("kv_cache: chunks with their log-sum-exp on CUDA are the prompt in one call with it",
+          "[kv_cache][cuda][batch]") {
+  constexpr int64_t length = 197;
+  const token_data<f16> data(shape, length, 62);
+  const device_tokens<f16> tokens(data);
+  // Any numbers near the true log-sum-exp do: both runs must use the same ones.
+  std::vector<float> host_lse(static_cast<size_t>(length * shape.num_qo_heads));
+  generator random(63);
+  for (float& x : host_lse) x = static_cast<float>(6.0 + random.normal());
+  const device_array<float> lse = upload(host_lse);
+  auto cache = make_cache();
+  const zipcache::sequence_id whole = cache.create(), chunked = cache.create();
+  cache.prefill(whole, 0, tokens.q_part(0, length), tokens.k_part(0, length),
+                tokens.v_part(0, length), {.lse = std::span(lse.data(), lse.size())});
+  prefill_in_chunks(cache, chunked, tokens, length, std::vector<int64_t>{40, 41, 190}, lse.data());
+  const std::string expected = device_snapshot(cache, whole);
+  const bool same = device_snapshot(cache, chunked) == expected;
+  REQUIRE(same);
+  // The given numbers were used: without them the scores, and so the selection, are others.
+  const zipcache::sequence_id without = cache.create();
+  prefill(cache, without, tokens, length);
+  const bool differs = device_snapshot(cache, without) != expected;
+  REQUIRE(differs);
+  cache.check();
+}
+
+TEST_CASE("kv_cache: a fork in the middle of a prompt on CUDA completes it by itself",
+          "[kv_cache][cuda][batch]") {
+  const token_data<f16> data(shape, 200, 64);
+  const device_tokens<f16> tokens(data);
+  auto cache = make_cache();
+  const zipcache::sequence_id whole = cache.create();
+  prefill(cache, whole, tokens, 200);
+  const zipcache::sequence_id first = cache.create();
+  const auto bring = [&](zipcache::sequence_id id, int64_t from, int64_t count) {
+    cache.prefill(id, 0, tokens.q_part(from, count), tokens.k_part(from, count),
+                  tokens.v_part(from, count), {.prompt_len = 200});
+  };
+  bring(first, 0, 90);
+  const zipcache::sequence_id second = cache.fork(first);
+  REQUIRE(cache.length(second) == 90);
+  bring(first, 90, 110);
+  cache.release(first);
+  bring(second, 90, 30);
+  bring(second, 120, 80);
+  const bool same = device_snapshot(cache, second) == device_snapshot(cache, whole);
+  REQUIRE(same);
+  // A sequence that is released in the middle of its prompt leaves nothing behind.
+  const zipcache::sequence_id dropped = cache.create();
+  bring(dropped, 0, 150);
+  cache.release(dropped);
+  const zipcache::sequence_id again = cache.create();
+  REQUIRE(cache.length(again) == 0);
+  prefill(cache, again, tokens, 200);
+  const bool same_again = device_snapshot(cache, again) == device_snapshot(cache, whole);
+  REQUIRE(same_again);
+  cache.check();
+}

@@ -45,6 +45,15 @@ TEST_CASE("kv_cache: decoding on CUDA equals the CPU's with small pages and odd 
   check_separated<f16, paper>({group_shape(2, 64), 305, 200, options});
 }
 
+TEST_CASE("kv_cache: decoding on CUDA equals the CPU's with intervals beyond shared memory",
+          "[kv_cache][cuda]") {
+  // 760 x 64 x 2 x 2 bytes and what goes with them are more than the 227 KiB of any GPU.
+  zipcache::cache_options options;
+  options.recompress_interval = 760;
+  options.recent_window = 20;
+  check_separated<f16, paper>({group_shape(2, 64), 10, 790, options});
+}
+
 TEST_CASE("kv_cache: prompt and decoding in bfloat16 give the CPU's bytes and outputs on CUDA",
           "[kv_cache][cuda]") {
   check_separated<bfloat16, paper>({group_shape(4, 64), 300, 330});

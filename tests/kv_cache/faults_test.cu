@@ -245,9 +245,19 @@ TEST_CASE("kv_cache: refused calls on CUDA change nothing", "[kv_cache][cuda][er
                "num_tokens"));
   REQUIRE(says(refused([&] {
                  cache.prefill(fresh, 0, tokens.q_part(0, 9), tokens.k_part(0, 9),
-                               tokens.v_part(0, 9), {.prompt_len = 20});
+                               tokens.v_part(0, 9), {.prompt_len = 8});
+               }),
+               "at most 8, which is what the prompt still lacks"));
+  REQUIRE(says(refused([&] {
+                 cache.prefill(fresh, 0, tokens.q_part(0, 9), tokens.k_part(0, 9),
+                               tokens.v_part(0, 9), {.prompt_len = 201});
                }),
                "prompt_len"));
+  REQUIRE(says(refused([&] {
+                 cache.prefill(fresh, 0, tokens.q_part(0, 9), tokens.k_part(0, 9),
+                               tokens.v_part(0, 9), {.prompt_len = -1});
+               }),
+               "prompt_len is -1"));
   REQUIRE(cache.length(fresh) == 0);
   REQUIRE(cache.read_length(fresh, 0) == 0);
 
@@ -259,6 +269,84 @@ TEST_CASE("kv_cache: refused calls on CUDA change nothing", "[kv_cache][cuda][er
   REQUIRE(cache.num_available_pages() == pages);
   const bool unchanged = device_snapshot(cache, id) == before;
   REQUIRE(unchanged);
+}
+
+TEST_CASE("kv_cache: a prompt that is not complete on CUDA takes its chunks and nothing else",
+          "[kv_cache][cuda][errors]") {
+  const token_data<f16> data(shape, 200, 8);
+  const device_tokens<f16> tokens(data);
+  cache_type cache(shape, {.max_sequences = 2, .max_tokens = 200});
+  const sequence_id whole = cache.create(), waiting = cache.create();
+  prefill(cache, whole, tokens, 180);
+  const auto bring = [&](int64_t first, int64_t count, const zipcache::prefill_options& options) {
+    return [&cache, &tokens, waiting, first, count, options] {
+      cache.prefill(waiting, 0, tokens.q_part(first, count), tokens.k_part(first, count),
+                    tokens.v_part(first, count), options);
+    };
+  };
+  bring(0, 110, {.prompt_len = 180})();
+  REQUIRE(cache.length(waiting) == 110);
+  REQUIRE(cache.sealed_length(waiting) == 0);
+  REQUIRE(cache.footprint().num_tokens == 290);
+  const int64_t pages = cache.num_available_pages();
+
+  const auto batch = cache.make_batch(std::span(&waiting, 1));
+  auto out = poisoned<f16>(static_cast<size_t>(q_row));
+  auto floats = poisoned<float>(static_cast<size_t>(110 * k_row));
+  const auto all = zipcache::hnd(floats.data(), shape.num_kv_heads, 110, shape.head_dim);
+  const auto too_early = [&](auto&& call) { return message_of<state_error>(call); };
+  REQUIRE(says(too_early([&] { cache.append(batch, 0, tokens.k_row(0), tokens.v_row(0)); }),
+               "append before the prompt is complete: 110 of 180 tokens are there"));
+  REQUIRE(says(too_early([&] { cache.attend(batch, 0, tokens.q_row(0), out.data()); }),
+               "attend before the prompt is complete"));
+  REQUIRE(says(too_early([&] { cache.truncate(waiting, 5); }),
+               "truncate before the prompt is complete"));
+  REQUIRE(says(too_early([&] { cache.dequantize(waiting, 0, all, all); }),
+               "dequantize before the prompt is complete"));
+  REQUIRE(says(too_early([&] { cache.read_layer(waiting, 0); }), "before its prompt is complete"));
+
+  const std::vector<float> zeros(static_cast<size_t>(70 * shape.num_qo_heads));
+  const device_array<float> lse = upload(zeros);
+  const std::vector<int64_t> rows{1, 2};
+  const auto refused = [&](auto&& call) { return message_of<argument_error>(call); };
+  REQUIRE(says(refused(bring(110, 71, {.prompt_len = 180})), "at most 70"));
+  REQUIRE(says(refused(bring(110, 70, {.prompt_len = 181})), "the same in every chunk"));
+  REQUIRE(says(refused(bring(110, 70, {})), "prompt_len is 70"));
+  REQUIRE(says(
+      refused(bring(110, 70,
+                    {.prompt_len = 180, .lse = std::span<const float>(lse.data(), lse.size())})),
+      "lse must be given with every chunk of a prompt or with none"));
+  REQUIRE(says(refused(bring(110, 70, {.prompt_len = 180, .probe_rows = rows})), "given_probes"));
+  REQUIRE(cache.length(waiting) == 110);
+  REQUIRE(cache.num_available_pages() == pages);
+
+  bring(110, 70, {.prompt_len = 180})();
+  REQUIRE(says(too_early(bring(180, 1, {})), "needs an empty sequence; this one has 180 tokens"));
+  const bool same = device_snapshot(cache, waiting) == device_snapshot(cache, whole);
+  REQUIRE(same);
+  cache.check();
+}
+
+TEST_CASE("kv_cache: chunks on CUDA that no pages are left for wait on",
+          "[kv_cache][cuda][errors]") {
+  const token_data<f16> data(shape, 400, 9);
+  const device_tokens<f16> tokens(data);
+  cache_type cache(shape, {.max_sequences = 2, .max_tokens = 400}, {.max_pages = 7});
+  const sequence_id other = cache.create(), waiting = cache.create();
+  prefill(cache, other, tokens, 160);
+  const auto bring = [&](int64_t first, int64_t count) {
+    cache.prefill(waiting, 0, tokens.q_part(first, count), tokens.k_part(first, count),
+                  tokens.v_part(first, count), {.prompt_len = 400});
+  };
+  bring(0, 300);
+  const int64_t pages = cache.num_available_pages();
+  REQUIRE(says(message_of<capacity_error>([&] { bring(300, 100); }), "max_pages"));
+  REQUIRE(cache.num_available_pages() == pages);
+  REQUIRE(cache.length(waiting) == 300);
+  cache.release(other);
+  bring(300, 100);
+  REQUIRE(cache.read_length(waiting, 0) == 400);
+  cache.check();
 }
 
 TEST_CASE("kv_cache: a pool that is exhausted on CUDA refuses and keeps what is there",

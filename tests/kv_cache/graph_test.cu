@@ -1,6 +1,10 @@
 // One decode step in a CUDA graph: captured once, replayed while sequences grow.
 #define ZIPCACHE_HEAD_DIMS 64
 
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+
 #include <cuda_runtime_api.h>
 
 #include "support/catch.hpp"
@@ -95,6 +99,16 @@ struct decoder {
   }
 };
 
+/// Whether compute-sanitizer or another injected tool watches this process, which allocates device
+/// memory of its own meanwhile. ZIPCACHE_UNDER_SANITIZER is for tools that set none of the others.
+bool is_watched() {
+  const char* const names[] = {"NV_SANITIZER_INJECTION_PORT_BASE",
+                               "NV_SANITIZER_INJECTION_PORT_RANGE_BEGIN", "CUDA_INJECTION64_PATH",
+                               "ZIPCACHE_UNDER_SANITIZER"};
+  return std::any_of(std::begin(names), std::end(names),
+                     [](const char* name) { return std::getenv(name) != nullptr; });
+}
+
 size_t free_memory() {
   size_t free_bytes = 0;
   size_t total_bytes = 0;
@@ -149,7 +163,11 @@ TEST_CASE("kv_cache: a captured step is replayed across flushes and equals the s
   REQUIRE(step.num_nodes() == 2 * static_cast<size_t>(shape.num_layers));
   REQUIRE(replayed.cache.num_available_pages() == pages_reserved);
   REQUIRE(replayed.cache.length(replayed.sequences[0]) == prompt);  // nothing has run
-  REQUIRE(free_memory() + (size_t{8} << 20) >= free_before);        // the graph itself is small
+  if (is_watched()) {
+    WARN("not checked, since a tool allocates too: that capturing takes no device memory");
+  } else {
+    REQUIRE(free_memory() + (size_t{8} << 20) >= free_before);  // the graph itself is small
+  }
 
   for (int64_t index = 0; index < steps; ++index) {
     eager.load(index);

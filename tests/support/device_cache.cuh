@@ -83,6 +83,29 @@ void prefill(device_cache<Element, Policies>& cache, zipcache::sequence_id seque
                   data.v_part(0, count));
 }
 
+/// The same in chunks that end at `cuts` and at `count`; lse [count, num_qo_heads] or null.
+template <class Element, class Policies>
+void prefill_in_chunks(device_cache<Element, Policies>& cache, zipcache::sequence_id sequence,
+                       const device_tokens<Element>& data, int64_t count,
+                       std::span<const int64_t> cuts, const float* lse = nullptr) {
+  const auto heads = static_cast<size_t>(cache.shape().num_qo_heads);
+  std::vector<int64_t> ends(cuts.begin(), cuts.end());
+  ends.push_back(count);
+  for (int32_t layer = 0; layer < cache.shape().num_layers; ++layer) {
+    int64_t first = 0;
+    for (const int64_t end : ends) {
+      const std::span<const float> part = lse == nullptr
+                                              ? std::span<const float>{}
+                                              : std::span(lse + static_cast<size_t>(first) * heads,
+                                                          static_cast<size_t>(end - first) * heads);
+      cache.prefill(sequence, layer, data.q_part(first, end - first),
+                    data.k_part(first, end - first), data.v_part(first, end - first),
+                    {.prompt_len = count, .lse = part});
+      first = end;
+    }
+  }
+}
+
 /// [tokens, heads, dim] as it comes from the device.
 template <class Element>
 outputs<Element> outputs_of(const zipcache::cache_shape& shape, int64_t tokens,

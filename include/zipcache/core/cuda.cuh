@@ -82,6 +82,16 @@ inline int num_multiprocessors() {
   return count;
 }
 
+/// Shared memory that one block can have at most.
+inline int64_t most_shared_bytes() {
+  int device = 0;
+  int bytes = 0;
+  check_cuda("cudaGetDevice", cudaGetDevice(&device));
+  check_cuda("cudaDeviceGetAttribute",
+             cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
 /// Device memory that is freed with its owner.
 template <class T>
 class device_array {

@@ -47,6 +47,19 @@ __device__ __forceinline__ void load_transposed_matrices(uint32_t (&matrices)[4]
                : "r"(address));
 }
 
+/// An 8 x 8 matrix of 16 bits whose row g and columns 2 * t and 2 * t + 1 lane 4 * g + t has,
+/// transposed: the lane gets rows 2 * t and 2 * t + 1 of column g. A whole warp.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t pair) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
+/// Asks for a line of 128 bytes to be brought into the L2 cache.
+__device__ __forceinline__ void prefetch_line(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
+}
+
 /// Begins to copy 16 bytes into shared memory, or 16 zeros where `used` is false.
 __device__ __forceinline__ void begin_copy(void* shared, const void* global, bool used) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

@@ -1,8 +1,8 @@
 // One side (keys or values) of one tile on the device: rows to bytes and back, and the statistics
 // of the segment that it belongs to. The caller says where rows come from (`Rows`: a callable
 // `float (int32_t token, int32_t channel)` that returns a 16-bit value) and who works (`Team`: a
-// warp or a block). Intervals are encoded so; prompts take the faster tile_encoder.cuh to the same
-// bytes. Twin: encode.hpp.
+// warp or a block). Only intervals that do not fit into shared memory are encoded so; everything
+// else takes the faster tile_encoder.cuh to the same bytes. Twin: encode.hpp.
 // @equality same_bytes
 #pragma once
 

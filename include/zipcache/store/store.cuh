@@ -85,9 +85,6 @@ __device__ inline int32_t initial_statistic(int32_t which) {
   return ordered_bits(which % 2 == 0 ? none.lowest : none.highest);
 }
 
-/// What codes need of a row's side, in float. [3, head_dim]
-enum side_scales : int32_t { salient_scales, regular_scales, side_divisors, side_scales_count };
-
 /// Where a tile lies; the same for all rows.
 struct tile_address {
   int32_t page;  ///< of the row's table
@@ -454,21 +451,8 @@ __device__ void add_chunk(const store_arguments<Policies, Storage>& given, bool 
 template <class Quantizer, bool Keys, class Policies, class Storage>
 __device__ void fit_unit(const store_arguments<Policies, Storage>& given, int64_t row,
                          const int32_t* memory, float2* scales) {
-  using needed = needed_statistics<Quantizer>;
   const int32_t head_dim = given.layer.head_dim;
   const record_view<Policies, Storage> record = given.record(row);
-  affine_params<Storage>* salient_pairs;
-  affine_params<Storage>* regular_pairs;
-  Storage* magnitudes;
-  if constexpr (Keys) {
-    salient_pairs = record.template key_pairs<token_class::salient>();
-    regular_pairs = record.template key_pairs<token_class::regular>();
-    magnitudes = record.key_magnitudes();
-  } else {
-    salient_pairs = record.template value_pairs<token_class::salient>();
-    regular_pairs = record.template value_pairs<token_class::regular>();
-    magnitudes = record.value_magnitudes();
-  }
   for (int32_t channel = static_cast<int32_t>(threadIdx.x); channel < head_dim;
        channel += store_tuning::threads) {
     const auto read = [&](int32_t which) {
@@ -478,20 +462,7 @@ __device__ void fit_unit(const store_arguments<Policies, Storage>& given, int64_
     statistics.salient = {read(salient_lowest), read(salient_highest)};
     statistics.regular = {read(regular_lowest), read(regular_highest)};
     statistics.largest = read(largest_magnitude);
-    save_channel_parameters<Quantizer>(statistics, channel, salient_pairs, regular_pairs,
-                                       magnitudes);
-    if constexpr (needed::salient) {
-      const affine_scale scale = affine<needed::salient_bits>::widen(salient_pairs[channel]);
-      scales[salient_scales * head_dim + channel] = make_float2(scale.min, scale.inverse_step);
-    }
-    if constexpr (needed::regular) {
-      const affine_scale scale = affine<needed::regular_bits>::widen(regular_pairs[channel]);
-      scales[regular_scales * head_dim + channel] = make_float2(scale.min, scale.inverse_step);
-    }
-    if constexpr (needed::largest) {
-      const channel_divisor divisor = divisor_of(to_float(magnitudes[channel]));
-      scales[side_divisors * head_dim + channel] = make_float2(divisor.high, divisor.low);
-    }
+    save_channel<Quantizer, Keys>(statistics, channel, record, scales);
   }
 }
 
@@ -572,59 +543,6 @@ __device__ __forceinline__ void begin_tile(const store_arguments<Policies, Stora
   }
 }
 
-/// What a warp of `Policies` needs in shared memory, at most, for either side and class.
-template <class Policies>
-struct encode_memory {
-  using salient = tile_record<Policies, token_class::salient>;
-  using regular = tile_record<Policies, token_class::regular>;
-
-  /// Rows of either side. Bytes.
-  __host__ __device__ static constexpr int32_t row_bytes(int32_t head_dim) {
-    const int32_t stride =
-        most(staged_stride<typename salient::key_granularity, true>(head_dim),
-             staged_stride<typename salient::value_granularity, false>(head_dim));
-    return tile_tokens * stride * 2;
-  }
-  __host__ __device__ static constexpr int32_t num_scales(int32_t head_dim) {
-    const int32_t keys =
-        most(staged_scales<typename salient::key_granularity, salient::key_bits>(head_dim),
-             staged_scales<typename regular::key_granularity, regular::key_bits>(head_dim));
-    const int32_t values =
-        most(staged_scales<typename salient::value_granularity, salient::value_bits>(head_dim),
-             staged_scales<typename regular::value_granularity, regular::value_bits>(head_dim));
-    return most(keys, values);
-  }
-  __host__ __device__ static constexpr int32_t warp_bytes(int32_t head_dim) {
-    return row_bytes(head_dim) + 8 * num_scales(head_dim);
-  }
-};
-
-/// One side of one tile of `Class` whose rows are on their way.
-template <bool Keys, token_class Class, int HeadDim, class Policies, class Storage>
-__device__ void encode_class(const store_arguments<Policies, Storage>& given, int64_t row,
-                             const float2* scales, staged_tile<Storage> tile, std::byte* bytes) {
-  using record_layout = tile_record<Policies, Class>;
-  const int32_t head_dim = HeadDim == 0 ? given.layer.head_dim : HeadDim;
-  const record_view<Policies, Storage> record = given.record(row);
-  constexpr int32_t which = Class == token_class::salient ? salient_scales : regular_scales;
-  tile.segment_scales = reinterpret_cast<const quantize_scale*>(scales + which * head_dim);
-  tile.divisors = reinterpret_cast<const channel_divisor*>(scales + side_divisors * head_dim);
-  if constexpr (Keys) {
-    tile.magnitudes = record.key_magnitudes();
-    encode_staged_side<true, typename record_layout::key_granularity, record_layout::key_bits,
-                       HeadDim>(tile, reinterpret_cast<uint32_t*>(bytes),
-                                reinterpret_cast<affine_params<Storage>*>(
-                                    bytes + record_layout::key_pairs_offset(head_dim)));
-  } else {
-    tile.magnitudes = record.value_magnitudes();
-    encode_staged_side<false, typename record_layout::value_granularity, record_layout::value_bits,
-                       HeadDim>(
-        tile, reinterpret_cast<uint32_t*>(bytes + record_layout::value_codes_offset(head_dim)),
-        reinterpret_cast<affine_params<Storage>*>(bytes +
-                                                  record_layout::value_pairs_offset(head_dim)));
-  }
-}
-
 /// Waits, the whole block, until a unit has its parameters.
 __device__ inline void wait_for_unit(const int32_t* is_fitted) {
   if (threadIdx.x == 0) {
@@ -653,9 +571,9 @@ __device__ void run_group(const store_arguments<Policies, Storage>& given, int32
   const page_entry* table = given.layer.table_of(given.sequence_of(row), given.head_of(row));
   const float2* scales = given.scales + int64_t{unit} * side_scales_count * head_dim;
   auto* rows = reinterpret_cast<Storage*>(shared + warp * memory::warp_bytes(head_dim));
-  staged_tile<Storage> staged{};
+  staged_tile<Storage, even_rows> staged{};
   staged.rows = rows;
-  staged.stride = staged_stride<granularity, Keys>(head_dim);
+  staged.places.stride = staged_stride<granularity, Keys>(head_dim);
   staged.head_dim = head_dim;
   staged.lane = lane;
   staged.scales = reinterpret_cast<quantize_scale*>(shared + warp * memory::warp_bytes(head_dim) +
@@ -674,7 +592,8 @@ __device__ void run_group(const store_arguments<Policies, Storage>& given, int32
       staged.count =
           static_cast<int32_t>(least<int64_t>(class_tokens - in_class * tile_tokens, tile_tokens));
       begin_tile(given, Keys, row, (is_salient ? 0 : given.num_salient) + in_class * tile_tokens,
-                 staged.count, head_dim, lane, has_16_bits ? 0u : nan_pair, rows, staged.stride);
+                 staged.count, head_dim, lane, has_16_bits ? 0u : nan_pair, rows,
+                 staged.places.stride);
     }
     if constexpr (Keys ? sides::of_keys : sides::of_values) {
       // The rows are on their way meanwhile.
@@ -686,9 +605,11 @@ __device__ void run_group(const store_arguments<Policies, Storage>& given, int32
     wait_copy_groups<0>();
     __syncwarp();
     if (is_salient) {
-      encode_class<Keys, token_class::salient, HeadDim>(given, row, scales, staged, bytes);
+      encode_staged_class<Keys, token_class::salient, HeadDim>(given.record(row), scales, staged,
+                                                               bytes);
     } else {
-      encode_class<Keys, token_class::regular, HeadDim>(given, row, scales, staged, bytes);
+      encode_staged_class<Keys, token_class::regular, HeadDim>(given.record(row), scales, staged,
+                                                               bytes);
     }
     __syncwarp();
   }

@@ -1,7 +1,8 @@
 // One side (keys or values) of one tile on the device, by one warp from 16-bit rows in shared
 // memory: the bytes that encode.cuh writes, in a fraction of its instructions. A lane builds the
 // words that are its own in the layout, four neighbouring channels of a token or two neighbouring
-// tokens of a channel at a time. Twin: encode.hpp.
+// tokens of a channel at a time. Prompts (store.cuh) and intervals (staged_flush.cuh) are encoded
+// so. Twin: encode.hpp.
 // @equality same_bytes
 #pragma once
 
@@ -126,11 +127,21 @@ __device__ __forceinline__ bool divides_exactly(float x) {
 // --- a tile
 // ---------------------------------------------------------------------------------------
 
-/// A tile of one side as a warp sees it. Rows without a token hold NaN, or zeros at 16 bits.
-template <class Storage>
-struct staged_tile {
-  const Storage* rows;  ///< shared memory, [32, stride]
+/// Where a tile's rows begin, in values: one behind the other, or anywhere.
+struct even_rows {
   int32_t stride;
+  __device__ __forceinline__ int32_t offset(int32_t token) const { return token * stride; }
+};
+struct listed_rows {
+  const int32_t* offsets;  ///< shared memory, [32]
+  __device__ __forceinline__ int32_t offset(int32_t token) const { return offsets[token]; }
+};
+
+/// A tile of one side as a warp sees it. Rows without a token hold NaN, or zeros at 16 bits.
+template <class Storage, class Rows>
+struct staged_tile {
+  const Storage* rows;  ///< shared memory, rows aligned to 16 bytes
+  Rows places;
   int32_t head_dim;
   int32_t count;
   int32_t lane;
@@ -139,7 +150,9 @@ struct staged_tile {
   const channel_divisor* divisors;       ///< [head_dim]: of layouts with magnitudes
   const Storage* magnitudes;             ///< [head_dim]: likewise
 
-  __device__ const Storage* row(int32_t token) const { return rows + token * stride; }
+  __device__ __forceinline__ const Storage* row(int32_t token) const {
+    return rows + places.offset(token);
+  }
 };
 
 /// Distance of staged rows, in values. Keys are read as four channels of eight rows at a time,
@@ -165,14 +178,14 @@ struct channel_share {
 };
 
 /// How codes are made. `Exceptional`: some value is not finite, or too small to divide quickly.
-template <class Granularity, int Bits, class Storage, bool Exceptional>
+template <class Granularity, int Bits, class Storage, class Rows, bool Exceptional>
 struct value_coder {
   static constexpr bool by_channel = Granularity::axis == parameter_axis::channel;
   static constexpr bool has_magnitudes = Granularity::has_channel_magnitudes;
   /// Codes come as the bits of 2^23 + code.
   static constexpr uint32_t code_base = 0x4b000000u;
 
-  const staged_tile<Storage>& tile;
+  const staged_tile<Storage, Rows>& tile;
 
   __device__ __forceinline__ channel_share share_of(int32_t channel) const {
     channel_share share{};
@@ -258,8 +271,9 @@ __device__ __forceinline__ uint32_t in_plane(uint32_t code, int32_t shift) {
 
 /// Word `word` of a lane of a key plane: byte j has channel j of four, its fields are octets of
 /// tokens and, at one bit, two blocks of channels.
-template <class Layout, int Bits, code_plane Plane, class Coder, class Storage>
-__device__ __forceinline__ uint32_t key_word(const Coder& coder, const staged_tile<Storage>& tile,
+template <class Layout, int Bits, code_plane Plane, class Coder, class Storage, class Rows>
+__device__ __forceinline__ uint32_t key_word(const Coder& coder,
+                                             const staged_tile<Storage, Rows>& tile,
                                              int32_t head_dim, int32_t index) {
   constexpr int32_t octets = Layout::octets_per_word;
   uint32_t word = 0;
@@ -290,8 +304,9 @@ __device__ __forceinline__ uint32_t key_word(const Coder& coder, const staged_ti
 
 /// Word `index` of a lane of a value plane: its halves have two neighbouring tokens, and the fields
 /// of both the same channels and rows of eight tokens.
-template <class Layout, int Bits, code_plane Plane, class Coder, class Storage>
-__device__ __forceinline__ uint32_t value_word(const Coder& coder, const staged_tile<Storage>& tile,
+template <class Layout, int Bits, code_plane Plane, class Coder, class Storage, class Rows>
+__device__ __forceinline__ uint32_t value_word(const Coder& coder,
+                                               const staged_tile<Storage, Rows>& tile,
                                                int32_t head_dim, int32_t index) {
   constexpr int32_t fields = 16 / Bits;  // of a half
   constexpr int32_t at_once = least(fields, 4);
@@ -325,8 +340,10 @@ __device__ __forceinline__ uint32_t value_word(const Coder& coder, const staged_
 }
 
 /// All words of one plane. HeadDim is the tile's head_dim, or 0 where it is known at run time only.
-template <bool Keys, int Bits, code_plane Plane, int HeadDim, class Coder, class Storage>
-__device__ __forceinline__ void write_plane(const Coder& coder, const staged_tile<Storage>& tile,
+template <bool Keys, int Bits, code_plane Plane, int HeadDim, class Coder, class Storage,
+          class Rows>
+__device__ __forceinline__ void write_plane(const Coder& coder,
+                                            const staged_tile<Storage, Rows>& tile,
                                             uint32_t* words) {
   using layout = std::conditional_t<Keys, key_layout<Bits>, value_layout<Bits>>;
   constexpr int32_t known_words = HeadDim == 0 ? 1 : layout::words_per_lane(HeadDim);
@@ -357,8 +374,8 @@ __device__ __forceinline__ void write_plane(const Coder& coder, const staged_til
 }
 
 /// 16-bit words: two values of the rows.
-template <bool Keys, int HeadDim, class Storage>
-__device__ void copy_plane(const staged_tile<Storage>& tile, uint32_t* words) {
+template <bool Keys, int HeadDim, class Storage, class Rows>
+__device__ void copy_plane(const staged_tile<Storage, Rows>& tile, uint32_t* words) {
   using layout = std::conditional_t<Keys, key_layout<16>, value_layout<16>>;
   constexpr int32_t vector = 4;  // head_dim is a multiple of 16
   const int32_t head_dim = HeadDim == 0 ? tile.head_dim : HeadDim;
@@ -382,9 +399,9 @@ __device__ void copy_plane(const staged_tile<Storage>& tile, uint32_t* words) {
 }
 
 /// Range of channels [first, last) of this lane's token.
-template <class Coder, class Granularity, class Storage>
-__device__ __forceinline__ value_range token_range(const staged_tile<Storage>& tile, int32_t first,
-                                                   int32_t last, bool& exceptional) {
+template <class Coder, class Granularity, class Storage, class Rows>
+__device__ __forceinline__ value_range token_range(const staged_tile<Storage, Rows>& tile,
+                                                   int32_t first, int32_t last, bool& exceptional) {
   const Storage* row = tile.row(tile.lane);
   if constexpr (!Granularity::has_channel_magnitudes) {
     pair_range range;
@@ -428,9 +445,9 @@ __device__ __forceinline__ value_range token_range(const staged_tile<Storage>& t
 }
 
 /// The same where values are exceptional.
-template <class Storage>
-__device__ value_range exceptional_token_range(const staged_tile<Storage>& tile, int32_t first,
-                                               int32_t last) {
+template <class Storage, class Rows>
+__device__ value_range exceptional_token_range(const staged_tile<Storage, Rows>& tile,
+                                               int32_t first, int32_t last) {
   value_range range;
 #pragma unroll 1
   for (int32_t channel = first; channel < last; ++channel) {
@@ -442,10 +459,10 @@ __device__ value_range exceptional_token_range(const staged_tile<Storage>& tile,
 
 /// Pairs of the tile's tokens, a lane each, written to `pairs` and as scales. True in all lanes if
 /// a value is exceptional.
-template <class Granularity, int Bits, class Storage>
-__device__ bool fit_staged_tokens(const staged_tile<Storage>& tile, int32_t head_dim,
+template <class Granularity, int Bits, class Storage, class Rows>
+__device__ bool fit_staged_tokens(const staged_tile<Storage, Rows>& tile, int32_t head_dim,
                                   affine_params<Storage>* pairs) {
-  using coder = value_coder<Granularity, Bits, Storage, false>;
+  using coder = value_coder<Granularity, Bits, Storage, Rows, false>;
   const int32_t group_size = channels_per_group<Granularity>(head_dim);
   bool is_exceptional = false;
 #pragma unroll 1
@@ -468,8 +485,8 @@ __device__ bool fit_staged_tokens(const staged_tile<Storage>& tile, int32_t head
 }
 
 /// One pair for each channel of the tile, two channels a lane, written to `pairs` and as scales.
-template <int Bits, class Storage>
-__device__ void fit_staged_channels(const staged_tile<Storage>& tile, int32_t head_dim,
+template <int Bits, class Storage, class Rows>
+__device__ void fit_staged_channels(const staged_tile<Storage, Rows>& tile, int32_t head_dim,
                                     affine_params<Storage>* pairs) {
   for (int32_t channel = 2 * tile.lane; channel < head_dim; channel += 64) {
     pair_range range;
@@ -489,8 +506,9 @@ __device__ void fit_staged_channels(const staged_tile<Storage>& tile, int32_t he
   }
 }
 
-template <bool Keys, int Bits, int HeadDim, class Coder, class Storage>
-__device__ __forceinline__ void write_codes(const Coder& coder, const staged_tile<Storage>& tile,
+template <bool Keys, int Bits, int HeadDim, class Coder, class Storage, class Rows>
+__device__ __forceinline__ void write_codes(const Coder& coder,
+                                            const staged_tile<Storage, Rows>& tile,
                                             uint32_t* codes) {
   if constexpr (Bits == 3) {
     using low = std::conditional_t<Keys, key_layout<2>, value_layout<2>>;
@@ -505,8 +523,8 @@ __device__ __forceinline__ void write_codes(const Coder& coder, const staged_til
 /// @brief Writes one side of a tile: the bytes that `encode_side` writes. Called by a whole warp
 /// whose lanes see the rows.
 /// @param[out] codes, pairs  as of encode_tile_side
-template <bool Keys, class Granularity, int Bits, int HeadDim, class Storage>
-__device__ void encode_staged_side(const staged_tile<Storage>& tile, uint32_t* codes,
+template <bool Keys, class Granularity, int Bits, int HeadDim, class Storage, class Rows>
+__device__ void encode_staged_side(const staged_tile<Storage, Rows>& tile, uint32_t* codes,
                                    affine_params<Storage>* pairs) {
   const int32_t head_dim = HeadDim == 0 ? tile.head_dim : HeadDim;
   if constexpr (Bits == 16) {
@@ -517,8 +535,8 @@ __device__ void encode_staged_side(const staged_tile<Storage>& tile, uint32_t* c
       __syncwarp();
       if constexpr (Granularity::has_channel_magnitudes) {
         if (exceptional) {
-          write_codes<Keys, Bits, 0>(value_coder<Granularity, Bits, Storage, true>{tile}, tile,
-                                     codes);
+          write_codes<Keys, Bits, 0>(value_coder<Granularity, Bits, Storage, Rows, true>{tile},
+                                     tile, codes);
           return;
         }
       }
@@ -526,9 +544,99 @@ __device__ void encode_staged_side(const staged_tile<Storage>& tile, uint32_t* c
       fit_staged_channels<Bits>(tile, head_dim, pairs);
       __syncwarp();
     }
-    write_codes<Keys, Bits, HeadDim>(value_coder<Granularity, Bits, Storage, false>{tile}, tile,
-                                     codes);
+    write_codes<Keys, Bits, HeadDim>(value_coder<Granularity, Bits, Storage, Rows, false>{tile},
+                                     tile, codes);
   }
 }
+
+// --- what a segment's statistics come to, and what a warp works in
+// --------------------------------
+
+/// What codes need of one side of a head, in float. [3, head_dim]
+enum side_scales : int32_t { salient_scales, regular_scales, side_divisors, side_scales_count };
+
+/// Writes what the record keeps of one channel of one side, and what its codes need of that.
+template <class Quantizer, bool Keys, class Policies, class Storage>
+__device__ void save_channel(const channel_statistics& statistics, int32_t channel,
+                             const record_view<Policies, Storage>& record, float2* scales) {
+  using needed = needed_statistics<Quantizer>;
+  const int32_t head_dim = record.head_dim;
+  affine_params<Storage>* salient_pairs;
+  affine_params<Storage>* regular_pairs;
+  Storage* magnitudes;
+  if constexpr (Keys) {
+    salient_pairs = record.template key_pairs<token_class::salient>();
+    regular_pairs = record.template key_pairs<token_class::regular>();
+    magnitudes = record.key_magnitudes();
+  } else {
+    salient_pairs = record.template value_pairs<token_class::salient>();
+    regular_pairs = record.template value_pairs<token_class::regular>();
+    magnitudes = record.value_magnitudes();
+  }
+  save_channel_parameters<Quantizer>(statistics, channel, salient_pairs, regular_pairs, magnitudes);
+  if constexpr (needed::salient) {
+    const affine_scale scale = affine<needed::salient_bits>::widen(salient_pairs[channel]);
+    scales[salient_scales * head_dim + channel] = make_float2(scale.min, scale.inverse_step);
+  }
+  if constexpr (needed::regular) {
+    const affine_scale scale = affine<needed::regular_bits>::widen(regular_pairs[channel]);
+    scales[regular_scales * head_dim + channel] = make_float2(scale.min, scale.inverse_step);
+  }
+  if constexpr (needed::largest) {
+    const channel_divisor divisor = divisor_of(to_float(magnitudes[channel]));
+    scales[side_divisors * head_dim + channel] = make_float2(divisor.high, divisor.low);
+  }
+}
+
+/// One side of one tile of `Class` whose rows are there. scales [side_scales_count, head_dim], of
+/// the side
+template <bool Keys, token_class Class, int HeadDim, class Policies, class Storage, class Rows>
+__device__ void encode_staged_class(const record_view<Policies, Storage>& record,
+                                    const float2* scales, staged_tile<Storage, Rows> tile,
+                                    std::byte* bytes) {
+  using layout = tile_record<Policies, Class>;
+  const int32_t head_dim = HeadDim == 0 ? tile.head_dim : HeadDim;
+  constexpr int32_t which = Class == token_class::salient ? salient_scales : regular_scales;
+  tile.segment_scales = reinterpret_cast<const quantize_scale*>(scales + which * head_dim);
+  tile.divisors = reinterpret_cast<const channel_divisor*>(scales + side_divisors * head_dim);
+  if constexpr (Keys) {
+    tile.magnitudes = record.key_magnitudes();
+    encode_staged_side<true, typename layout::key_granularity, layout::key_bits, HeadDim>(
+        tile, reinterpret_cast<uint32_t*>(bytes),
+        reinterpret_cast<affine_params<Storage>*>(bytes + layout::key_pairs_offset(head_dim)));
+  } else {
+    tile.magnitudes = record.value_magnitudes();
+    encode_staged_side<false, typename layout::value_granularity, layout::value_bits, HeadDim>(
+        tile, reinterpret_cast<uint32_t*>(bytes + layout::value_codes_offset(head_dim)),
+        reinterpret_cast<affine_params<Storage>*>(bytes + layout::value_pairs_offset(head_dim)));
+  }
+}
+
+/// What a warp of `Policies` needs in shared memory, at most, for either side and class.
+template <class Policies>
+struct encode_memory {
+  using salient = tile_record<Policies, token_class::salient>;
+  using regular = tile_record<Policies, token_class::regular>;
+
+  /// Rows of either side. Bytes.
+  ZIPCACHE_HOST_DEVICE static constexpr int32_t row_bytes(int32_t head_dim) {
+    const int32_t stride =
+        most(staged_stride<typename salient::key_granularity, true>(head_dim),
+             staged_stride<typename salient::value_granularity, false>(head_dim));
+    return tile_tokens * stride * 2;
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr int32_t num_scales(int32_t head_dim) {
+    const int32_t keys =
+        most(staged_scales<typename salient::key_granularity, salient::key_bits>(head_dim),
+             staged_scales<typename regular::key_granularity, regular::key_bits>(head_dim));
+    const int32_t values =
+        most(staged_scales<typename salient::value_granularity, salient::value_bits>(head_dim),
+             staged_scales<typename regular::value_granularity, regular::value_bits>(head_dim));
+    return most(keys, values);
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr int32_t warp_bytes(int32_t head_dim) {
+    return row_bytes(head_dim) + 8 * num_scales(head_dim);
+  }
+};
 
 }  // namespace zipcache::detail

@@ -1,5 +1,5 @@
-// Small kernels around a prompt: its probe rows are gathered, its 16-bit tokens (sinks, window)
-// written as tiles, and entries of tables forgotten.
+// Small kernels around a prompt: its probe rows are gathered, chunks of it copied, its 16-bit
+// tokens (sinks, window) written as tiles, and entries of tables forgotten.
 #pragma once
 
 #include <cstdint>
@@ -16,30 +16,64 @@ inline unsigned blocks_for(int64_t items, int64_t threads) {
   return static_cast<unsigned>(least<int64_t>(most<int64_t>(ceil_div(items, threads), 1), 65535));
 }
 
-/// q_rows [num_qo_heads, num_probes, head_dim] and lse_rows [num_qo_heads, num_probes] of the rows
-/// `positions`.
+/// Probes of a prompt whose rows a chunk brings.
+struct probe_slice {
+  const int64_t* positions;  ///< of all probes of the prompt, in device memory
+  int64_t first_token;       ///< of the chunk
+  int64_t first;             ///< of the probes
+  int64_t count;
+};
+
+/// q_rows [num_qo_heads, num_probes, head_dim] and lse_rows [num_qo_heads, num_probes] of the
+/// slice's probes; q and lse are the chunk's.
 template <class Element>
 static __global__ void gather_probes_kernel(tensor_view<const Element> q, const float* lse,
-                                            const int64_t* positions, int64_t num_probes,
-                                            Element* q_rows, float* lse_rows) {
-  const int64_t items = num_probes * q.num_heads * q.head_dim;
+                                            probe_slice slice, int64_t num_probes, Element* q_rows,
+                                            float* lse_rows) {
+  const int64_t items = slice.count * q.num_heads * q.head_dim;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < items;
        i += int64_t{gridDim.x} * blockDim.x) {
     const int64_t channel = i % q.head_dim;
-    const int64_t probe = i / q.head_dim % num_probes;
-    const int64_t head = i / q.head_dim / num_probes;
-    q_rows[i] = q.row(head, positions[probe])[channel];
-    if (channel == 0 && lse != nullptr)
-      lse_rows[head * num_probes + probe] = lse[positions[probe] * q.num_heads + head];
+    const int64_t probe = slice.first + i / q.head_dim % slice.count;
+    const int64_t head = i / q.head_dim / slice.count;
+    const int64_t token = slice.positions[probe] - slice.first_token;
+    const int64_t place = head * num_probes + probe;
+    q_rows[place * q.head_dim + channel] = q.row(head, token)[channel];
+    if (channel == 0 && lse != nullptr) lse_rows[place] = lse[token * q.num_heads + head];
   }
 }
 
 template <class Element>
 void gather_probes(cudaStream_t stream, tensor_view<const Element> q, const float* lse,
-                   const int64_t* positions, int64_t num_probes, Element* q_rows, float* lse_rows) {
-  gather_probes_kernel<<<blocks_for(num_probes * q.num_heads * q.head_dim, 256), 256, 0, stream>>>(
-      q, lse, positions, num_probes, q_rows, lse_rows);
+                   const probe_slice& slice, int64_t num_probes, Element* q_rows, float* lse_rows) {
+  gather_probes_kernel<<<blocks_for(slice.count * q.num_heads * q.head_dim, 256), 256, 0, stream>>>(
+      q, lse, slice, num_probes, q_rows, lse_rows);
   check_launch("gather_probes_kernel");
+}
+
+/// Copies tokens whose rows are aligned to 16 bytes, 16 bytes a thread.
+template <class Element>
+static __global__ void copy_tokens_kernel(tensor_view<const Element> from,
+                                          tensor_view<Element> to) {
+  constexpr int32_t at_once = 16 / sizeof(Element);
+  const int64_t in_row = from.head_dim / at_once;
+  const int64_t items = from.num_tokens * from.num_heads * in_row;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < items;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    const int64_t channel = i % in_row * at_once;
+    const int64_t token = i / in_row % from.num_tokens;
+    const int64_t head = i / in_row / from.num_tokens;
+    *reinterpret_cast<uint4*>(to.row(head, token) + channel) =
+        *reinterpret_cast<const uint4*>(from.row(head, token) + channel);
+  }
+}
+
+template <class Element>
+void copy_tokens(cudaStream_t stream, tensor_view<const Element> from, tensor_view<Element> to) {
+  const int64_t items =
+      from.num_tokens * from.num_heads * from.head_dim * int64_t{sizeof(Element)} / 16;
+  copy_tokens_kernel<<<blocks_for(items, 256), 256, 0, stream>>>(from, to);
+  check_launch("copy_tokens_kernel");
 }
 
 /// Scores of metrics that look at no attention. scores [num_heads, num_tokens]

@@ -11,10 +11,10 @@ execute_process(
   COMMAND "${ZIPCACHE_LLAMA}" compare
     --model "${model}"
     --text "${text}"
-    --policies presets,claims
+    --policies paper,mikv,h2o,kivi_2bit,uniform_4bit,keys_4_values_2,rotated_keys_3_values_2,claims
     # 400 new tokens are two intervals of 160 that were compressed, and half of the next one in the window.
-    --context 1024 --generated 400 --contexts 10
-    --lines 12 --line-prompts 40
+    --context 1024 --generated 400 --contexts 8
+    --lines 12 --line-prompts 32
     --json build/demo/compare.jsonl
     --plot build/demo/saliency.svg
   WORKING_DIRECTORY "${source_dir}"

@@ -1,5 +1,6 @@
 // A sequence as it grows: when tokens are sealed, and that sealed ones never change.
 #include <algorithm>
+#include <cmath>
 
 #include "support/cache_runs.hpp"
 #include "support/catch.hpp"
@@ -230,3 +231,53 @@ TEST_CASE("stream: tokens come back in their order, whatever their class", "[str
 }
 
 }  // namespace
+
+TEST_CASE("stream: outlier tokens are those with the shortest keys, and stay as they came",
+          "[stream]") {
+  using policies = zipcache::presets::ott::with<zipcache::outlier_tokens<2, 5>>;
+  constexpr int64_t prompt = 100;
+  token_data<half> data(small_shape, 260, 71);
+  // Keys that are far shorter than the others: four of them in the prompt.
+  const std::vector<int64_t> short_keys{7, 40, 41, 90, 131, 150, 170, 200};
+  for (const int64_t token : short_keys) {
+    for (int32_t head = 0; head < small_shape.num_kv_heads; ++head) {
+      half* key = &data.k.at(head, token, 0);
+      for (int32_t channel = 0; channel < small_shape.head_dim; ++channel)
+        key[channel] = zipcache::from_float<half>(0.001f * static_cast<float>(token) *
+                                                  zipcache::to_float(key[channel]) / 260.0f);
+    }
+  }
+  zipcache::kv_cache<half, policies> subject(small_shape,
+                                             {.recompress_interval = 32, .recent_window = 4});
+  const auto sequence = subject.create();
+  prefill(subject, sequence, data, prompt);  // seals 96 = 3 intervals: 6 wanted, room for 5
+  const auto* state = subject.inspect<policies>(sequence, 0);
+  REQUIRE(state->sinks().size() == 5);
+  decode(subject, sequence, data, prompt, 260);
+  CHECK(subject.inspect<policies>(sequence, 0)->sinks().size() == 5);  // there is no more room
+  const auto held = dequantize_layer(subject, sequence, 0);
+  for (const int64_t token : {7, 40, 41, 90}) {
+    for (int32_t head = 0; head < small_shape.num_kv_heads; ++head) {
+      for (int32_t channel = 0; channel < small_shape.head_dim; ++channel) {
+        CHECK(held.k.at(head, token, channel) ==
+              zipcache::to_float(data.k.at(head, token, channel)));
+        CHECK(held.v.at(head, token, channel) ==
+              zipcache::to_float(data.v.at(head, token, channel)));
+      }
+    }
+  }
+  // The others are in their places: 2-bit values err by no more than half a step, a sixth of their
+  // token's range, and by its rounding.
+  for (int64_t token = 0; token < 252; ++token) {
+    float lowest = INFINITY;
+    float highest = -INFINITY;
+    for (int32_t channel = 0; channel < small_shape.head_dim; ++channel) {
+      lowest = std::min(lowest, zipcache::to_float(data.v.at(1, token, channel)));
+      highest = std::max(highest, zipcache::to_float(data.v.at(1, token, channel)));
+    }
+    for (int32_t channel = 0; channel < small_shape.head_dim; ++channel)
+      CHECK(std::fabs(held.v.at(1, token, channel) -
+                      zipcache::to_float(data.v.at(1, token, channel))) <=
+            1.01f * (highest - lowest) / 6);
+  }
+}

@@ -33,7 +33,7 @@ using cache_axes = std::tuple<
     axis<zipcache::half, zipcache::presets::uncompressed>,
     axis<zipcache::half, zipcache::presets::mikv>, axis<float, zipcache::presets::h2o>,
     axis<zipcache::half, zipcache::presets::kivi_2bit>,
-    axis<zipcache::half, zipcache::presets::zipvl>,
+    axis<zipcache::half, zipcache::presets::zipvl>, axis<zipcache::half, zipcache::presets::ott>,
     axis<float, zipcache::presets::rotated_keys_3_values_2>,
     axis<zipcache::bfloat16, zipcache::presets::uniform_4bit>, axis<zipcache::half, mixed_table>>;
 

@@ -39,6 +39,12 @@ using kivi_2bit =
 /// KIVI with the first 32 tokens in 16 bits, as Kitty (2025) and others compare against it.
 using kivi_2bit_sinks = kivi_2bit::with<sink_tokens<32>>;
 
+/// OTT (outlier tokens tracing, ACL 2025): KIVI's layouts at 2 bits with tokens of unusually short
+/// keys in 16 bits, and the newest 32. Its blocks of keys have 128 tokens, ours 32. CPU only.
+using ott =
+    policies<keys<channelwise_blocks, 2, 2>, values<tokenwise, 2, 2>, recency, per_kv_head,
+             recent_probes, all_regular, outlier_tokens<3, 35>, blocks_behind_window<128, 32>>;
+
 /// ZipVL (He et al., 2024): the paper's quantizers, but as many salient tokens in each layer as
 /// hold 97.5 % of its attention mass. `zipvl_evicting` drops the others instead of keeping 2 bits.
 /// CPU only.

@@ -47,7 +47,7 @@ struct segment_shape {
 template <class Policies>
 struct segment {
   segment_shape<Policies> shape;
-  int64_t first_position = 0;  ///< position of its first token in the sequence
+  int64_t first_position = 0;  ///< position of its first token; sinks may lie between its tokens
   const page_pool* pool = nullptr;
   page_list pages;  ///< owns what the table names
   int64_t pages_per_head = 0;

@@ -68,6 +68,7 @@ struct layer_content {
   using storage = storage_element<Element>;
 
   row_content<storage> sinks;
+  std::vector<int64_t> sink_positions;  ///< ascending; empty: the first tokens of the sequence
   std::vector<segment_content<Policies>> segments;
   row_content<storage> window;
   int64_t interval_start = 0;            ///< tokens that were there when the window began to fill

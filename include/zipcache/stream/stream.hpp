@@ -10,9 +10,11 @@
 #include <cstring>
 #include <iterator>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <zipcache/saliency/saliency.hpp>
@@ -238,6 +240,7 @@ class stream final : public layer_state<Element> {
     auto copy = std::make_unique<stream>(*pool_, shape_, options_);
     copy->window_ = window_.clone();
     copy->sinks_ = sinks_.clone();
+    copy->sink_positions_ = sink_positions_;
     copy->segments_ = segments_;
     copy->sealed_ = sealed_;
     copy->interval_start_ = interval_start_;
@@ -249,10 +252,11 @@ class stream final : public layer_state<Element> {
   void dequantize(tensor_view<float> k, tensor_view<float> v) const override {
     for (int32_t head = 0; head < shape_.num_kv_heads; ++head) {
       for (int64_t token = 0; token < sinks_.size(); ++token)
-        widen_row(sinks_, head, token, token, k, v);
+        widen_row(sinks_, head, token, sink_positions_[static_cast<size_t>(token)], k, v);
       for (const auto& sealed : segments_) {
-        for (int64_t token = 0; token < sealed->shape.num_tokens; ++token) {
-          const int64_t position = sealed->first_position + token;
+        int64_t position = sealed->first_position;
+        for (int64_t token = 0; token < sealed->shape.num_tokens; ++token, ++position) {
+          position = next_quantized(position);
           dequantize_token<Policies, storage>(*sealed, head, token, k.row(head, position),
                                               v.row(head, position));
         }
@@ -269,7 +273,8 @@ class stream final : public layer_state<Element> {
     bytes.uncompressed_bytes = size() * token_bytes;
     bytes.window_bytes = (window_.num_pages() + sinks_.num_pages()) * pool_->page_bytes();
     bytes.table_bytes =
-        static_cast<int64_t>(segments_.size() * sizeof(segments_[0])) +
+        static_cast<int64_t>(segments_.size() * sizeof(segments_[0]) +
+                             sink_positions_.size() * sizeof(int64_t)) +
         (window_.num_pages() + sinks_.num_pages()) * static_cast<int64_t>(sizeof(uint32_t)) +
         probes_.bytes();
     for (const auto& sealed : segments_) {
@@ -285,6 +290,7 @@ class stream final : public layer_state<Element> {
       throw state_error("zipcache: a sequence cannot be moved before its prompt is complete");
     layer_content<Element, Policies> copy;
     copy_rows(sinks_, copy.sinks);
+    copy.sink_positions = sink_positions_;
     copy_rows(window_, copy.window);
     for (const auto& sealed : segments_) {
       segment_content<Policies>& part = copy.segments.emplace_back();
@@ -307,10 +313,18 @@ class stream final : public layer_state<Element> {
   void restore(const layer_content<Element, Policies>& given) {
     restore_rows(given.sinks, sinks_);
     sealed_ = given.sinks.num_tokens;
+    sink_positions_ = given.sink_positions;
+    if (sink_positions_.empty()) {
+      sink_positions_.resize(static_cast<size_t>(sinks_.size()));
+      std::iota(sink_positions_.begin(), sink_positions_.end(), int64_t{0});
+    }
+    int64_t position = 0;
     for (const segment_content<Policies>& part : given.segments) {
       auto sealed = std::make_shared<segment<Policies>>();
       sealed->shape = part.shape;
-      sealed->first_position = sealed_;
+      sealed->first_position = next_quantized(position);
+      for (int64_t token = 0; token < part.shape.num_tokens; ++token)
+        position = next_quantized(position) + 1;
       sealed->pool = pool_;
       sealed->pages = page_list(*pool_);
       const std::vector<page_entry> entries = part.entries();
@@ -382,6 +396,20 @@ class stream final : public layer_state<Element> {
                    });
     }
 
+    /// The tokens of k and v but for the listed ones, as many as there is room for.
+    void fill_without(tensor_view<const storage> from_k, tensor_view<const storage> from_v,
+                      std::span<const int64_t> left_out) {
+      int64_t source = 0;
+      for (int64_t token = 0; token < num_tokens; ++token, ++source) {
+        while (std::binary_search(left_out.begin(), left_out.end(), source)) ++source;
+        for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
+          const size_t index = static_cast<size_t>((head * num_tokens + token) * shape.head_dim);
+          std::copy_n(from_k.row(head, source), shape.head_dim, keys.data() + index);
+          std::copy_n(from_v.row(head, source), shape.head_dim, values.data() + index);
+        }
+      }
+    }
+
    private:
     template <class Visit>
     void for_each_row(int64_t first, int64_t count, Visit&& visit) {
@@ -420,10 +448,47 @@ class stream final : public layer_state<Element> {
     }
   }
 
-  /// A segment and the sinks before it, made but not yet part of the sequence.
+  /// The first position from `position` on that is not a sink's.
+  int64_t next_quantized(int64_t position) const {
+    auto sink = std::lower_bound(sink_positions_.begin(), sink_positions_.end(), position);
+    for (; sink != sink_positions_.end() && *sink == position; ++sink) ++position;
+    return position;
+  }
+
+  /// Which of the `count` tokens from sealed_ on stay in 16 bits for good, ascending.
+  std::vector<int64_t> find_sinks(tensor_view<const storage> k, int64_t count) const {
+    using sinks = typename Policies::sink_policy_type;
+    std::vector<int64_t> found;
+    if constexpr (picks_outliers<sinks>) {
+      const int64_t wanted = sinks::per_interval * most<int64_t>(1, count / interval());
+      const int64_t number =
+          std::clamp<int64_t>(sinks::most - sinks_.size(), 0, least(wanted, count));
+      std::vector<std::pair<float, int64_t>> norms;
+      for (int64_t token = 0; token < count; ++token) {
+        float sum = 0.0f;
+        for (int32_t head = 0; head < k.num_heads; ++head) {
+          for (int32_t channel = 0; channel < k.head_dim; ++channel) {
+            const float x = to_float(k.row(head, token)[channel]);
+            sum += x * x;
+          }
+        }
+        norms.emplace_back(sum, token);
+      }
+      std::partial_sort(norms.begin(), norms.begin() + number, norms.end());
+      for (int64_t i = 0; i < number; ++i) found.push_back(norms[static_cast<size_t>(i)].second);
+      std::sort(found.begin(), found.end());
+    } else {
+      for (int64_t token = 0; token < least(sinks::count - sealed_, count); ++token)
+        found.push_back(token);
+    }
+    return found;
+  }
+
+  /// A segment and the sinks of its span, made but not yet part of the sequence.
   struct sealed_tokens {
     std::shared_ptr<const segment<Policies>> made;
     std::optional<row_store<storage>> sinks;
+    std::vector<int64_t> sink_positions;
   };
 
   /// Splits and quantizes the `count` tokens from sealed_ on. k, v hold them and may hold later
@@ -433,14 +498,17 @@ class stream final : public layer_state<Element> {
                      tensor_view<const storage> v, int64_t count,
                      const kept_probes<Element>& probes) const {
     sealed_tokens result;
-    const int64_t pinned =
-        std::clamp<int64_t>(Policies::sink_policy_type::count - sealed_, 0, count);
-    if (pinned > 0) {
+    const std::vector<int64_t> pinned = find_sinks(k, count);
+    if (!pinned.empty()) {
       result.sinks = sinks_.clone();
-      result.sinks->reserve(pinned);
-      result.sinks->push(k.tokens(0, pinned), v.tokens(0, pinned));
+      result.sinks->reserve(static_cast<int64_t>(pinned.size()));
+      result.sink_positions = sink_positions_;
+      for (const int64_t token : pinned) {
+        result.sinks->push(k.tokens(token, 1), v.tokens(token, 1));
+        result.sink_positions.push_back(sealed_ + token);
+      }
     }
-    const int64_t rest = count - pinned;
+    const int64_t rest = count - static_cast<int64_t>(pinned.size());
     if (rest == 0) return result;
     using budget = typename Policies::budget_policy;
     selection_size size{rest, budget::num_salient(rest, options_.budget),
@@ -448,25 +516,35 @@ class stream final : public layer_state<Element> {
     if constexpr (counts_by_mass<budget>) {
       // The same for every head; of the sum over heads the first copy is enough.
       const std::vector<float> mass =
-          score<accumulated_attention, per_layer>(backend, k, probes, pinned, rest);
+          score<accumulated_attention, per_layer>(backend, k, probes, pinned, count);
       size.num_salient = budget::num_salient_by_mass(
           std::span(mass).first(static_cast<size_t>(rest)), options_.budget);
     }
     std::vector<int32_t> salient(static_cast<size_t>(shape_.num_kv_heads * size.num_salient));
     const std::vector<float> scores =
         score<typename Policies::saliency_policy, typename Policies::scope_policy>(
-            backend, k, probes, pinned, rest);
+            backend, k, probes, pinned, count);
     select(backend, scores, shape_.num_kv_heads, size, salient);
-    result.made = store<Policies, storage, storage>(backend, *pool_, k.tokens(pinned, rest),
-                                                    v.tokens(pinned, rest), salient,
-                                                    size.num_salient, sealed_ + pinned);
+    int64_t first = 0;  // of the tokens that are not sinks
+    for (const int64_t token : pinned) first += token == first ? 1 : 0;
+    const auto seal_rows = [&](tensor_view<const storage> keys, tensor_view<const storage> values) {
+      result.made = store<Policies, storage, storage>(backend, *pool_, keys, values, salient,
+                                                      size.num_salient, sealed_ + first);
+    };
+    if (first == count - rest) {  // the others lie together
+      seal_rows(k.tokens(first, rest), v.tokens(first, rest));
+    } else {
+      gathered others(shape_, rest);
+      others.fill_without(k, v, pinned);
+      seal_rows(others.k(), others.v());
+    }
     return result;
   }
 
-  /// Scores of the `scored` tokens behind the first `pinned` ones. [num_kv_heads, scored]
+  /// Scores of the first `scored` tokens but for the `pinned` ones. [num_kv_heads, scored - pinned]
   template <class Metric, class Scope>
   std::vector<float> score(cpu_backend backend, tensor_view<const storage> k,
-                           const kept_probes<Element>& probes, int64_t pinned,
+                           const kept_probes<Element>& probes, std::span<const int64_t> pinned,
                            int64_t scored) const {
     const int64_t count = k.num_tokens;
     std::vector<float> scores(static_cast<size_t>(shape_.num_kv_heads * count), 0.0f);
@@ -483,20 +561,23 @@ class stream final : public layer_state<Element> {
           nhd(probes.q.data(), num_probes, shape_.num_qo_heads, shape_.head_dim), positions, lse};
       saliency<Metric, Scope>(backend, queries, k, shape_.softmax_scale(), scores);
     }
-    if (scored < count) {
-      std::vector<float> part;
-      for (int32_t head = 0; head < shape_.num_kv_heads; ++head) {
-        const auto first = scores.begin() + head * count + pinned;
-        part.insert(part.end(), first, first + scored);
+    if (scored == count && pinned.empty()) return scores;
+    std::vector<float> part;
+    for (int32_t head = 0; head < shape_.num_kv_heads; ++head) {
+      for (int64_t token = 0; token < scored; ++token) {
+        if (!std::binary_search(pinned.begin(), pinned.end(), token))
+          part.push_back(scores[static_cast<size_t>(head * count + token)]);
       }
-      return part;
     }
-    return scores;
+    return part;
   }
 
   void commit(sealed_tokens&& tokens, int64_t count) noexcept {
     if (tokens.made) segments_.push_back(std::move(tokens.made));  // capacity was reserved
-    if (tokens.sinks) sinks_ = std::move(*tokens.sinks);
+    if (tokens.sinks) {
+      sinks_ = std::move(*tokens.sinks);
+      sink_positions_ = std::move(tokens.sink_positions);
+    }
     sealed_ += count;
     interval_start_ = size();
     probes_ = {};  // gives the memory back as well
@@ -594,6 +675,7 @@ class stream final : public layer_state<Element> {
   stream_options options_;
   row_store<storage> window_;
   row_store<storage> sinks_;
+  std::vector<int64_t> sink_positions_;  ///< of the tokens in sinks_, ascending
   std::vector<std::shared_ptr<const segment<Policies>>> segments_;
   int64_t sealed_ = 0;          ///< tokens in sinks and segments
   int64_t interval_start_ = 0;  ///< tokens that were there when the window began to fill

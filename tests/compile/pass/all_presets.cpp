@@ -14,6 +14,7 @@ template class zipcache::kv_cache<zipcache::half, presets::h2o>;
 template class zipcache::kv_cache<zipcache::bfloat16, presets::kivi_2bit>;
 template class zipcache::kv_cache<float, presets::uniform_4bit>;
 template class zipcache::kv_cache<zipcache::half, presets::kivi_2bit_sinks>;
+template class zipcache::kv_cache<zipcache::half, presets::ott>;
 template class zipcache::kv_cache<zipcache::half, presets::zipvl>;
 template class zipcache::kv_cache<float, presets::zipvl_evicting>;
 template class zipcache::kv_cache<zipcache::bfloat16, presets::quarot_4bit>;

@@ -107,9 +107,10 @@ quantity kl_quantity() {
             return chart_value{cell.kl.mean, cell.kl.low, cell.kl.high};
           }};
 }
-quantity retrieval_quantity() {
-  return {{"lines found, %"}, [](const measured_cell& cell) {
-            return cell.retrieval
+// The prompts are the same at every context, so it is shown at one.
+quantity retrieval_quantity(int context) {
+  return {{"lines found, %"}, [context](const measured_cell& cell) {
+            return cell.retrieval && cell.key.context == context
                        ? chart_value{100 * cell.retrieval->mean, 100 * cell.retrieval->low,
                                      100 * cell.retrieval->high}
                        : chart_value{not_measured, not_measured, not_measured};
@@ -121,10 +122,12 @@ quantity top1_quantity() {
           }};
 }
 
+// @pre there are rows
 std::vector<quantity> quantities(std::span<const experiment_row> rows) {
   const bool found_lines =
       std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.cell->retrieval; });
-  return {kl_quantity(), found_lines ? retrieval_quantity() : top1_quantity()};
+  return {kl_quantity(),
+          found_lines ? retrieval_quantity(rows[0].cell->key.context) : top1_quantity()};
 }
 
 // What has one colour: a series of variants at one context.

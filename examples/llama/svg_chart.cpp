@@ -85,21 +85,22 @@ class chart_scale {
     return result;
   }
 
-  // 1 to 9 of every decade; fewer of them are labelled the more decades there are.
+  // 1 to 9 of every decade; those that come first here are labelled first, as long as there is
+  // room.
   std::vector<tick> logarithmic_ticks() const {
-    const double decades = high_ - low_;
-    const auto is_labelled = [decades](double digit) {
-      return digit == 1 || decades < 0.6 || (decades < 2.2 && (digit == 2 || digit == 5)) ||
-             (decades < 1.1 && (digit == 3 || digit == 4 || digit == 7));
-    };
+    const double room = from_ < to_ ? 44 : 24;  // pixels between labels: side by side, or stacked
     std::vector<tick> result;
-    for (double decade = std::floor(low_); decade <= high_; ++decade) {
-      for (const double digit : {1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0}) {
+    for (const double digit : {1.0, 2.0, 5.0, 3.0, 7.0, 1.5, 4.0, 1.2, 6.0, 8.0, 9.0}) {
+      for (double decade = std::floor(low_); decade <= high_; ++decade) {
         const double value = digit * std::pow(10.0, decade);
-        const bool is_whole = digit == std::floor(digit);
-        if (std::log10(value) >= low_ && std::log10(value) <= high_ &&
-            (is_whole || decades < 0.6)) {
-          result.push_back({value, is_labelled(digit)});
+        if (along(value) < low_ || along(value) > high_) {
+          continue;
+        }
+        const bool is_labelled = std::none_of(result.begin(), result.end(), [&](const tick& other) {
+          return other.is_labelled && std::abs((*this)(value) - (*this)(other.value)) < room;
+        });
+        if (is_labelled || digit == std::floor(digit)) {
+          result.push_back({value, is_labelled});
         }
       }
     }

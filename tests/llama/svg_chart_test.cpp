@@ -1,5 +1,6 @@
 #include "svg_chart.hpp"
 
+#include <cmath>
 #include <limits>
 #include <regex>
 #include <string>
@@ -112,6 +113,22 @@ TEST_CASE("svg chart: one value, or none, gets an axis", "[llama][svg]") {
       CHECK(count(svg, "<circle") == (value == 3 ? 1 : 0));
       CHECK(svg.find("nan") == std::string::npos);
       CHECK(svg.find("inf") == std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("svg chart: labels of a logarithmic axis keep their distance, however wide it is",
+          "[llama][svg]") {
+  for (const double high : {1.3, 2.0, 9.0, 300.0, 1e7, 1e40}) {
+    INFO(high);
+    const auto svg = draw(one_panel({"x", true}, {"y"}, {{"", {{1, {}}, {high, {}}}}}));
+    const auto places =
+        numbers(svg, "<text x=\"([0-9.]+)\" y=\"[0-9.]+\" font-size=\"12\" text-anchor=\"middle");
+    CHECK(places.size() >= 2);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      for (std::size_t j = 0; j < i; ++j) {
+        CHECK(std::abs(places[i] - places[j]) > 43);
+      }
     }
   }
 }

@@ -12,6 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include "ablation_experiments.hpp"
 #include "ablation_plan.hpp"
 #include "ablation_record.hpp"
@@ -185,6 +189,27 @@ void make_folder(const fs::path& folder) {
   }
 }
 
+// Held by one run at a time: two would cut off each other's lines.
+class folder_lock {
+ public:
+  explicit folder_lock(const fs::path& records)
+      : file_(open(records.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+    if (file_ < 0) {
+      throw std::runtime_error(records.string() + ": cannot be written");
+    }
+    if (flock(file_, LOCK_EX | LOCK_NB) != 0) {
+      close(file_);
+      throw std::runtime_error(records.string() + ": another run is writing it");
+    }
+  }
+  ~folder_lock() { close(file_); }
+  folder_lock(const folder_lock&) = delete;
+  folder_lock& operator=(const folder_lock&) = delete;
+
+ private:
+  int file_;
+};
+
 comparison_input input_of(const ablation_batch& batch, const ablation_material& material,
                           const policy_numbers& numbers, int timed_tokens) {
   const auto& key = batch[0]->key;
@@ -236,6 +261,7 @@ void measure(ablate_options options, const std::vector<const experiment*>& exper
   check_policies(cells, shape, numbers);
   make_folder(options.out);
   const auto path = records_in(options);
+  const folder_lock lock(path);
   auto records = read_noted_records(path);
   auto output = open_records(path, records);
 

@@ -4,6 +4,10 @@
 #include <string>
 #include <vector>
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include "support/catch.hpp"
 #include "workplace.hpp"
 
@@ -83,6 +87,18 @@ TEST_CASE("ablate: reports what is there without a model", "[llama][command][abl
   const auto other = place.run("ablate --report-only --experiments sinks " + numbers);
   CHECK(other.exit_code == 2);
   CHECK(has(other.err, "its 3 cells are none of these experiments and options"));
+}
+
+TEST_CASE("ablate: one run at a time writes a folder", "[llama][command][ablation]") {
+  const workplace place;
+  std::filesystem::create_directory(place.path("results"));
+  const int other = open(place.path("results/ablations.jsonl").c_str(), O_RDWR | O_CREAT, 0666);
+  REQUIRE(flock(other, LOCK_EX) == 0);
+  const auto refused = place.run(std::string(small) + "--experiments metrics");
+  CHECK(refused.exit_code == 2);
+  CHECK(has(refused.err, "another run is writing it"));
+  close(other);
+  CHECK(place.run(std::string(small) + "--experiments metrics").exit_code == 0);
 }
 
 TEST_CASE("ablate: lists the experiments", "[llama][command][ablation]") {

@@ -6,6 +6,7 @@
 
 namespace zipcache_llama {
 
+void add_ablate_command(CLI::App& program);
 void add_inspect_command(CLI::App& program);
 void add_check_command(CLI::App& program);
 void add_compare_command(CLI::App& program);

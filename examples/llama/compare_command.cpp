@@ -2,7 +2,6 @@
 // wrong about the input is looked at before the first forward pass.
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -10,13 +9,14 @@
 
 #include "commands.hpp"
 #include "comparison.hpp"
+#include "comparison_material.hpp"
 #include "comparison_report.hpp"
 #include "gguf.hpp"
+#include "output_file.hpp"
 #include "policy_options.hpp"
 #include "progress.hpp"
 #include "saliency_trace.hpp"
 #include "text_file.hpp"
-#include "text_windows.hpp"
 
 namespace zipcache_llama {
 namespace {
@@ -40,78 +40,12 @@ struct compare_options {
   int threads = 0;
 };
 
-// Opened before the work, so that a path that cannot be written is known in time.
-class output_file {
- public:
-  explicit output_file(const std::string& path) : path_(path) {
-    if (!path.empty()) {
-      stream_.open(path, std::ios::binary);
-      check();
-    }
-  }
-  void write(const std::string& text) {
-    stream_ << text << std::flush;
-    check();
-  }
-
- private:
-  void check() const {
-    if (!stream_) {
-      throw std::runtime_error(path_ + ": cannot be written");
-    }
-  }
-
-  std::string path_;
-  std::ofstream stream_;
-};
-
-void check_sizes(const compare_options& options, const hyper_parameters& parameters) {
-  if (options.context + options.generated > parameters.context_length) {
-    throw std::invalid_argument("--context " + std::to_string(options.context) +
-                                " and --generated " + std::to_string(options.generated) +
-                                " together are longer than the model's context of " +
-                                std::to_string(parameters.context_length));
-  }
+void check_plot(const compare_options& options, const hyper_parameters& parameters) {
   if (options.plot_layer >= parameters.num_layers || options.plot_head >= parameters.num_kv_heads) {
     throw std::invalid_argument("--plot-layer and --plot-head have to be below the model's " +
                                 std::to_string(parameters.num_layers) + " layers and " +
                                 std::to_string(parameters.num_kv_heads) + " KV heads");
   }
-}
-
-std::vector<std::span<const int>> windows_of(const std::vector<int>& tokens,
-                                             const compare_options& options) {
-  const auto length = static_cast<std::size_t>(options.context + options.generated + 1);
-  const std::size_t available = num_windows(tokens.size(), length);
-  if (available < static_cast<std::size_t>(options.contexts)) {
-    throw std::invalid_argument(options.text + ": too short: its " + std::to_string(tokens.size()) +
-                                " tokens are " + std::to_string(available) + " windows of " +
-                                std::to_string(length) + ", and --contexts is " +
-                                std::to_string(options.contexts));
-  }
-  return draw_windows(tokens, length, static_cast<std::size_t>(options.contexts),
-                      options.numbers.seed);
-}
-
-std::vector<line_retrieval_prompt> prompts_of(const compare_options& options,
-                                              const tokenizer& tokenizer, int context_length) {
-  if (options.lines > max_retrieval_lines()) {
-    throw std::invalid_argument("--lines is at most " + std::to_string(max_retrieval_lines()));
-  }
-  std::vector<line_retrieval_prompt> prompts;
-  for (int i = 0; i < options.line_prompts; ++i) {
-    prompts.push_back(make_line_retrieval(
-        options.lines, options.numbers.seed * 1'000'003 + static_cast<std::uint64_t>(i)));
-    const auto encoded = encode(prompts.back(), tokenizer);
-    const std::size_t length = encoded.prompt.size() + encoded.start.size() + encoded.answer.size();
-    if (length > static_cast<std::size_t>(context_length)) {
-      throw std::invalid_argument("a prompt of --lines " + std::to_string(options.lines) + " has " +
-                                  std::to_string(length) +
-                                  " tokens with its answer, more than the model's context of " +
-                                  std::to_string(context_length));
-    }
-  }
-  return prompts;
 }
 
 void compare(compare_options options) {
@@ -131,11 +65,14 @@ void compare(compare_options options) {
   const auto text = read_text_file(options.text);
   const auto file = gguf_file::open(options.model);
   const auto parameters = read_hyper_parameters(file);
-  check_sizes(options, parameters);
+  check_context(options.context, options.generated, parameters.context_length);
+  check_plot(options, parameters);
   const tokenizer tokenizer(file);
   const auto tokens = tokenizer.encode(text);
-  input.windows = windows_of(tokens, options);
-  input.prompts = prompts_of(options, tokenizer, parameters.context_length);
+  input.windows = comparison_windows(options.text, tokens, options.context, options.generated,
+                                     options.contexts, options.numbers.seed);
+  input.prompts = comparison_prompts(options.lines, options.line_prompts, options.numbers.seed,
+                                     tokenizer, parameters.context_length);
   thread_pool pool(options.threads);
   const attention_shape shape{parameters.num_layers, parameters.num_qo_heads,
                               parameters.num_kv_heads, parameters.head_dim};

@@ -105,13 +105,20 @@ class workbench {
         if (i == 0) {
           predict_reference();
         }
-        add_predictions(index, logits, next, results[i]);
+        add_predictions(index, first, logits, next, results[i]);
         visit(count);
       }
     }
     for (std::size_t i = 0; i < caches_.size(); ++i) {
       for (auto* sums : {&results[i].surprise, &results[i].kl, &results[i].top1}) {
         (*sums)[index] /= static_cast<double>(generated);
+      }
+      if (input_.kl_stretch > 0) {
+        const auto stretch = static_cast<std::size_t>(input_.kl_stretch);
+        auto& along = results[i].kl_along[index];
+        for (std::size_t part = 0; part < along.size(); ++part) {  // the last one may be shorter
+          along[part] /= static_cast<double>(std::min(stretch, generated - part * stretch));
+        }
       }
       if (index == 0) {
         results[i].after_decode = caches_[i]->footprint();
@@ -139,13 +146,18 @@ class workbench {
     }
   }
 
-  void add_predictions(std::size_t window, std::span<const float> logits, std::span<const int> next,
-                       policy_result& result) const {
+  // @param first  of these tokens, among the decoded ones
+  void add_predictions(std::size_t window, std::size_t first, std::span<const float> logits,
+                       std::span<const int> next, policy_result& result) const {
     for (std::size_t row = 0; row < next.size(); ++row) {
       const prediction& reference = predictions_[row];
       const prediction own(logits.subspan(row * vocabulary(), vocabulary()));
       result.surprise[window] -= own.log_probability(next[row]);
-      result.kl[window] += divergence(reference, own);
+      const double kl = divergence(reference, own);
+      result.kl[window] += kl;
+      if (input_.kl_stretch > 0) {
+        result.kl_along[window][(first + row) / static_cast<std::size_t>(input_.kl_stretch)] += kl;
+      }
       result.top1[window] += own.top == reference.top ? 1.0 : 0.0;
     }
   }
@@ -246,8 +258,15 @@ std::vector<policy_result> compare_policies(const comparison_input& input, model
       values->resize(input.windows.size());
     }
     results[i].retrieved.resize(input.prompts.size());
+    if (input.kl_stretch > 0) {
+      const auto stretches = (input.generated + input.kl_stretch - 1) / input.kl_stretch;
+      results[i].kl_along.assign(input.windows.size(),
+                                 std::vector<double>(static_cast<std::size_t>(stretches)));
+    }
   }
-  time_decoding(input, model, pool, observe, results);
+  if (input.timed_tokens > 0 || observe) {
+    time_decoding(input, model, pool, observe, results);
+  }
 
   std::mutex mutex;
   const auto visit = [&](std::size_t steps) {

@@ -29,6 +29,7 @@ struct comparison_input {
   std::vector<std::span<const int>> windows;  // context + generated + 1 tokens each
   std::vector<line_retrieval_prompt> prompts;
   int timed_tokens = 24;  // for tokens/s, after the first window's context; 0: not timed
+  int kl_stretch = 0;     // decoded tokens; the KL of each such stretch is kept too; 0: it is not
 };
 
 // One policy; one value for each window or prompt.
@@ -36,8 +37,9 @@ struct policy_result {
   const policy_entry* policy = nullptr;
   std::vector<double> surprise;  // mean negative log-probability of the true next token
   std::vector<double> kl;        // mean KL divergence from the reference's prediction to this one's
-  std::vector<double> top1;      // share of predictions whose most likely token is the reference's
-  std::vector<double> retrieved;      // 1 if the number was right
+  std::vector<std::vector<double>> kl_along;  // [window][stretch], of each stretch; or empty
+  std::vector<double> top1;       // share of predictions whose most likely token is the reference's
+  std::vector<double> retrieved;  // 1 if the number was right
   zipcache::footprint after_prefill;  // of the first window
   zipcache::footprint after_decode;
   double tokens_per_second =

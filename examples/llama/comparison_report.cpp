@@ -6,9 +6,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include <nlohmann/json.hpp>
-
-#include "statistics.hpp"
+#include "comparison_object.hpp"
 
 namespace zipcache_llama {
 namespace {
@@ -23,11 +21,6 @@ std::string format(const char* pattern, Values... values) {
 std::string with_interval(const interval& value, double unit, int decimals) {
   return format("%.*f [%.*f, %.*f]", decimals, unit * value.mean, decimals, unit * value.low,
                 decimals, unit * value.high);
-}
-
-interval retrieval_interval(const policy_result& result) {
-  const auto hits = std::count(result.retrieved.begin(), result.retrieved.end(), 1.0);
-  return wilson_interval(hits, static_cast<std::int64_t>(result.retrieved.size()));
 }
 
 // Columns as wide as their widest cell, the first one to the left.
@@ -112,6 +105,11 @@ std::string claim_sentence(const claim& c, const policy_result& ours, const poli
 
 }  // namespace
 
+interval retrieval_interval(const policy_result& result) {
+  const auto hits = std::count(result.retrieved.begin(), result.retrieved.end(), 1.0);
+  return wilson_interval(hits, static_cast<std::int64_t>(result.retrieved.size()));
+}
+
 std::string comparison_table(std::span<const policy_result> results,
                              const report_settings& settings) {
   text_table table;
@@ -152,33 +150,39 @@ std::string comparison_claims(std::span<const policy_result> results,
   return text;
 }
 
+nlohmann::ordered_json comparison_object(const policy_result& result,
+                                         const policy_result& reference,
+                                         const report_settings& settings) {
+  const auto retrieval = [](const policy_result& of) -> nlohmann::ordered_json {
+    return of.retrieved.empty() ? nlohmann::ordered_json()
+                                : nlohmann::ordered_json(mean(of.retrieved));
+  };
+  nlohmann::ordered_json object;
+  object["policy"] = result.policy->name;
+  object["context"] = settings.context;
+  object["generated"] = settings.generated;
+  object["ratio_allocated"] = result.after_decode.ratio();
+  object["ratio_paper"] = result.policy->paper_ratio(settings.shape, settings.numbers,
+                                                     settings.context + settings.generated);
+  object["perplexity"] = std::exp(mean(result.surprise));
+  object["perplexity_fp16"] = std::exp(mean(reference.surprise));
+  object["kl_mean"] = mean(result.kl);
+  object["top1_agreement"] = mean(result.top1);
+  object["retrieval_accuracy"] = retrieval(result);
+  object["retrieval_accuracy_fp16"] = retrieval(reference);
+  object["decode_tokens_per_second"] = result.tokens_per_second > 0
+                                           ? nlohmann::ordered_json(result.tokens_per_second)
+                                           : nlohmann::ordered_json();
+  object["cache_bytes"] = result.after_decode.total_bytes();
+  object["cache_bytes_fp16"] = reference.after_decode.total_bytes();
+  return object;
+}
+
 std::string comparison_json(std::span<const policy_result> results,
                             const report_settings& settings) {
-  const auto retrieval = [](const policy_result& result) -> nlohmann::ordered_json {
-    return result.retrieved.empty() ? nlohmann::ordered_json()
-                                    : nlohmann::ordered_json(mean(result.retrieved));
-  };
   std::string lines;
   for (const auto& result : results) {
-    nlohmann::ordered_json object;
-    object["policy"] = result.policy->name;
-    object["context"] = settings.context;
-    object["generated"] = settings.generated;
-    object["ratio_allocated"] = result.after_decode.ratio();
-    object["ratio_paper"] = result.policy->paper_ratio(settings.shape, settings.numbers,
-                                                       settings.context + settings.generated);
-    object["perplexity"] = std::exp(mean(result.surprise));
-    object["perplexity_fp16"] = std::exp(mean(results[0].surprise));
-    object["kl_mean"] = mean(result.kl);
-    object["top1_agreement"] = mean(result.top1);
-    object["retrieval_accuracy"] = retrieval(result);
-    object["retrieval_accuracy_fp16"] = retrieval(results[0]);
-    object["decode_tokens_per_second"] = result.tokens_per_second > 0
-                                             ? nlohmann::ordered_json(result.tokens_per_second)
-                                             : nlohmann::ordered_json();
-    object["cache_bytes"] = result.after_decode.total_bytes();
-    object["cache_bytes_fp16"] = results[0].after_decode.total_bytes();
-    lines += object.dump() + '\n';
+    lines += comparison_object(result, results[0], settings).dump() + '\n';
   }
   return lines;
 }

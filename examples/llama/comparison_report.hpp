@@ -6,6 +6,7 @@
 #include <string>
 
 #include "comparison.hpp"
+#include "statistics.hpp"
 
 namespace zipcache_llama {
 
@@ -16,6 +17,9 @@ struct report_settings {
   int generated = 0;
   std::uint64_t seed = 0;  // of the bootstrap
 };
+
+// Wilson's, of the share of prompts whose number was right. @pre there were prompts
+interval retrieval_interval(const policy_result& result);
 
 // Each ends in a newline. Intervals are 95 %: bootstrap over windows, Wilson for line retrieval.
 // @param results  the first is the reference

@@ -127,5 +127,8 @@ std::vector<policy_entry> value_policies();
 std::vector<policy_entry> saliency_policies();
 std::vector<policy_entry> probe_policies();
 std::vector<policy_entry> design_policies();
+std::vector<policy_entry> granularity_policies();
+std::vector<policy_entry> bits_policies();
+std::vector<policy_entry> sink_policies();
 
 }  // namespace zipcache_llama

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   program.require_subcommand(1);
   zipcache_llama::add_generate_command(program);
   zipcache_llama::add_compare_command(program);
+  zipcache_llama::add_ablate_command(program);
   zipcache_llama::add_policies_command(program);
   zipcache_llama::add_inspect_command(program);
   zipcache_llama::add_check_command(program);

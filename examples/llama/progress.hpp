@@ -1,8 +1,9 @@
-// A progress bar on stderr. Nothing is written when stderr is not a terminal, so that logs and
-// pipes stay clean.
+// A progress bar on stderr, with the time that is left. Nothing is written when stderr is not a
+// terminal, so that logs and pipes stay clean.
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdio>
 #include <string>
@@ -11,6 +12,17 @@
 #include <unistd.h>
 
 namespace zipcache_llama {
+
+// "40 s", "12 min", "3 h 5 min"
+inline std::string spelled_duration(double seconds) {
+  if (seconds < 99.5) {
+    return std::to_string(static_cast<long long>(seconds + 0.5)) + " s";
+  }
+  const auto minutes = static_cast<long long>(seconds / 60 + 0.5);
+  return minutes < 100
+             ? std::to_string(minutes) + " min"
+             : std::to_string(minutes / 60) + " h " + std::to_string(minutes % 60) + " min";
+}
 
 class progress_bar {
  public:
@@ -27,8 +39,11 @@ class progress_bar {
   progress_bar(const progress_bar&) = delete;
   progress_bar& operator=(const progress_bar&) = delete;
 
-  void advance(std::size_t steps = 1) {
-    done_ = std::min(done_ + steps, total_);
+  bool is_visible() const { return visible_; }
+
+  void advance(std::size_t steps = 1) { advance_to(done_ + steps); }
+  void advance_to(std::size_t done) {
+    done_ = std::min(done, total_);
     draw();
   }
 
@@ -36,6 +51,15 @@ class progress_bar {
     label_ = std::move(label);
     shown_percent_ = -1;
     draw();
+  }
+
+  // If the steps to come take as long as those done; negative before the first.
+  double seconds_left() const {
+    if (done_ == 0) {
+      return -1;
+    }
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
+    return elapsed.count() * static_cast<double>(total_ - done_) / static_cast<double>(done_);
   }
 
  private:
@@ -49,7 +73,11 @@ class progress_bar {
     shown_percent_ = percent;
     const std::size_t filled = static_cast<std::size_t>(percent) * width / 100;
     const std::string bar = std::string(filled, '#') + std::string(width - filled, '.');
-    std::fprintf(stderr, "\r\033[K[%s] %3d %%  %s", bar.c_str(), percent, label_.c_str());
+    // The first percents say little about the others.
+    const std::string left =
+        percent >= 2 ? ", " + spelled_duration(seconds_left()) + " left" : std::string();
+    std::fprintf(stderr, "\r\033[K[%s] %3d %%%s  %s", bar.c_str(), percent, left.c_str(),
+                 label_.c_str());
     std::fflush(stderr);
   }
 
@@ -58,6 +86,7 @@ class progress_bar {
   std::size_t done_ = 0;
   bool visible_;
   int shown_percent_ = -1;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace zipcache_llama

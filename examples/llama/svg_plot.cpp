@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <initializer_list>
 #include <stdexcept>
-#include <string_view>
+
+#include "svg_elements.hpp"
 
 namespace zipcache_llama {
 namespace {
+
+using namespace svg;
 
 constexpr double width = 1100;
 constexpr double left = 78;
@@ -21,77 +22,6 @@ constexpr double plot_width = width - left - right;
 
 constexpr const char* regular_colour = "#9aa5b1";
 constexpr const char* salient_colour = "#c2410c";
-constexpr const char* ink = "#1f2933";
-constexpr const char* faint_ink = "#e4e7eb";
-
-std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6g", value);
-  return text;
-}
-
-// Coordinates: a tenth of a pixel is enough and keeps the file small.
-std::string at(double value) { return number(std::round(value * 10) / 10); }
-
-std::string hundredths(double value) { return number(std::round(value * 100) / 100); }
-
-std::string escaped(const std::string& text) {
-  std::string result;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        result += "&amp;";
-        break;
-      case '<':
-        result += "&lt;";
-        break;
-      case '>':
-        result += "&gt;";
-        break;
-      case '"':
-        result += "&quot;";
-        break;
-      default:
-        result += c;
-    }
-  }
-  return result;
-}
-
-std::string joined(std::initializer_list<std::string_view> parts) {
-  std::string result;
-  for (const auto part : parts) {
-    result += part;
-  }
-  return result;
-}
-
-std::string text_element(double x, double y, std::string_view attributes, const std::string& text) {
-  return joined(
-      {"<text x=\"", at(x), "\" y=\"", at(y), "\" ", attributes, ">", escaped(text), "</text>\n"});
-}
-
-std::string line_element(double x1, double y1, double x2, double y2, std::string_view colour) {
-  return joined({"<line x1=\"", at(x1), "\" y1=\"", at(y1), "\" x2=\"", at(x2), "\" y2=\"", at(y2),
-                 "\" stroke=\"", colour, "\"/>\n"});
-}
-
-std::string swatch(double x, double y, std::string_view colour) {
-  return joined({"<rect x=\"", at(x), "\" y=\"", at(y),
-                 "\" width=\"12\" height=\"12\" rx=\"2\" fill=\"", colour, "\"/>\n"});
-}
-
-// The largest of 1, 2, 5 times a power of ten that gives at least `count` steps up to `extent`.
-double tick_step(double extent, int count) {
-  const double rough = extent / count;
-  const double power = std::pow(10.0, std::floor(std::log10(rough)));
-  for (const double factor : {5.0, 2.0}) {
-    if (factor * power <= rough) {
-      return factor * power;
-    }
-  }
-  return power;
-}
 
 // A token's height. Logarithmic: the first token of a text draws hundreds of times the attention of
 // any other, and all structure would vanish beside it.
@@ -190,10 +120,7 @@ std::string draw_panel(const saliency_panel& panel, double panel_top) {
   svg += line_element(left, base, width - right, base, ink);
   svg += line_element(left, panel_top, left, base, ink);
   const double middle = panel_top + panel_height / 2;
-  svg += text_element(20, middle,
-                      joined({"font-size=\"13\" text-anchor=\"middle\" transform=\"rotate(-90 20 ",
-                              at(middle), ")\""}),
-                      "saliency (log scale)");
+  svg += upright_text_element(20, middle, "saliency (log scale)");
   return svg;
 }
 
@@ -226,11 +153,7 @@ std::string saliency_plot(const std::string& title, std::span<const saliency_pan
   const auto count = static_cast<double>(panels.size());
   const double height = top + count * panel_height + (count - 1) * panel_gap + bottom;
 
-  std::string svg = joined(
-      {"<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"", at(width), "\" height=\"", at(height),
-       "\" viewBox=\"0 0 ", at(width), " ", at(height),
-       "\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\" fill=\"", ink, "\">\n"});
-  svg += "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n";
+  std::string svg;
   svg += text_element(left, 34, "font-size=\"19\" font-weight=\"700\"", title);
   svg += swatch(width - right - 210, 23, salient_colour);
   svg += text_element(width - right - 192, 34, "font-size=\"13\"", "salient");
@@ -242,7 +165,7 @@ std::string saliency_plot(const std::string& title, std::span<const saliency_pan
     panel_top += panel_height + panel_gap;
   }
   svg += draw_token_axis(num_tokens, panel_top - panel_gap);
-  return svg + "</svg>\n";
+  return document(width, height, svg);
 }
 
 }  // namespace zipcache_llama

@@ -126,6 +126,23 @@ TEST_CASE("comparison: KL and surprise are those of the definitions", "[llama][c
   CHECK(mean(results[1].top1) == Approx(agreed / 200));
 }
 
+TEST_CASE("comparison: the KL of stretches makes up the KL of the window", "[llama][comparison]") {
+  tiny_comparison comparison;
+  comparison.input.windows.resize(2);
+  comparison.input.prompts.clear();
+  comparison.input.timed_tokens = 0;
+  CHECK(comparison.run(1)[1].kl_along.empty());
+  comparison.input.kl_stretch = 90;  // 90 + 90 + 20
+  for (const auto& result : comparison.run(2)) {
+    REQUIRE(result.kl_along.size() == 2);
+    for (std::size_t i = 0; i < 2; ++i) {
+      const auto& along = result.kl_along[i];
+      REQUIRE(along.size() == 3);
+      CHECK((90 * along[0] + 90 * along[1] + 20 * along[2]) / 200 == Approx(result.kl[i]));
+    }
+  }
+}
+
 TEST_CASE("comparison: JSON lines have exactly their fields, in order", "[llama][comparison]") {
   tiny_comparison comparison;
   const bool all = GENERATE(true, false);

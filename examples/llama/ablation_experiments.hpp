@@ -1,0 +1,64 @@
+// The experiments of `ablate` as data: which policies, with which numbers, against what.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "policy_registry.hpp"
+
+namespace zipcache_llama {
+
+// What a chart of an experiment has along its x axis.
+enum class chart_x {
+  category,        // the variants by name
+  number,          // variant::x
+  bits_per_value,  // what the cache was measured to allocate
+  decoded_tokens,  // how far behind the context: one line for each variant
+};
+
+// Numbers that a variant fixes; those left out are the policy's own.
+struct variant_numbers {
+  std::optional<double> salient_ratio = {};
+  std::optional<std::int64_t> recompress_interval = {};
+
+  auto operator<=>(const variant_numbers&) const = default;
+};
+
+struct variant {
+  std::string label;   // in its experiment the only one of this name
+  std::string policy;  // its name in the registry
+  variant_numbers numbers = {};
+  std::string series =
+      {};  // variants of one series have one colour, and one line where x is a number
+  std::string category = {};  // the row it belongs to, where x is a category
+  double x = 0;               // where x is a number
+};
+
+struct experiment {
+  std::string name;  // on the command line, and of its files
+  std::string title;
+  std::string x_title;
+  chart_x x = chart_x::category;
+  std::vector<variant> variants = {};
+  int generated = 0;        // tokens to decode; 0: as many as the command line says
+  bool finds_lines = true;  // whether line retrieval is part of it
+};
+
+std::span<const experiment> all_experiments();
+
+// Comma-separated names, or `all`; each once, in the order of all_experiments.
+// @throws std::invalid_argument that lists the known names
+std::vector<const experiment*> select_experiments(std::string_view list);
+
+// The variant's policy under its label, with its numbers over those of the command line.
+policy_entry entry_of(const variant& variant);
+
+// "paper, ratio 0.4": what a variant is, whatever its label.
+std::string spelled_policy(const std::string& policy, const variant_numbers& numbers);
+
+}  // namespace zipcache_llama

@@ -84,9 +84,9 @@ experiment published_methods() {
           .title = "Methods at their own settings",
           .x_title = "allocated bits per value",
           .x = chart_x::bits_per_value,
-          .variants = methods({"paper", "mikv", "h2o", "kivi_2bit", "kivi_2bit_sinks", "zipvl",
-                               "zipvl_evicting", "quarot_4bit", "uniform_4bit", "keys_4_values_2",
-                               "rotated_keys_3_values_2"})};
+          .variants = methods({"paper", "mikv", "h2o", "kivi_2bit", "kivi_2bit_sinks", "ott",
+                               "zipvl", "zipvl_evicting", "quarot_4bit", "uniform_4bit",
+                               "keys_4_values_2", "rotated_keys_3_values_2"})};
 }
 
 experiment metrics() {

@@ -28,6 +28,8 @@ std::vector<policy_entry> preset_policies() {
       "rotated_keys_3_values_2", "the same with 3-bit keys, channels rotated"));
   entries.push_back(preset<presets::kivi_2bit_sinks>("kivi_2bit_sinks",
                                                      "KIVI with the first 32 tokens in 16 bits"));
+  entries.push_back(preset<presets::ott>(
+      "ott", "OTT: KIVI's layouts, tokens of unusually short keys in 16 bits"));
   entries.push_back(preset<presets::zipvl>(
       "zipvl", "ZipVL: 4 bits for the tokens that hold 97.5 % of a layer's attention, 2 for others",
       mass_of_its_own));

@@ -63,7 +63,8 @@ TEST_CASE("policies: a list names policies and groups, each once, the reference 
   CHECK(names_of("all").size() == all_policies().size());
   CHECK(names_of("presets") == list{"uncompressed", "paper", "mikv", "h2o", "kivi_2bit",
                                     "uniform_4bit", "keys_4_values_2", "rotated_keys_3_values_2",
-                                    "kivi_2bit_sinks", "zipvl", "zipvl_evicting", "quarot_4bit"});
+                                    "kivi_2bit_sinks", "ott", "zipvl", "zipvl_evicting",
+                                    "quarot_4bit"});
   CHECK(names_of("presets,ablations") == names_of("all"));
   for (const char* wrong : {"papr", "", "paper,", "paper,,mikv", "paper, mikv"}) {
     const auto message = refusal(wrong);

@@ -4,10 +4,12 @@
 
 #include "support/attention_check.hpp"
 #include "support/axes.hpp"
+#include "support/every_cpu.hpp"
 
 using namespace zipcache;
 using zipcache_test::check_attention;
 using zipcache_test::content;
+using zipcache_test::with_every_cpu;
 namespace axes = zipcache_test::axes;
 
 TEMPLATE_LIST_TEST_CASE("attend: every preset equals attention over the dequantized values",
@@ -25,30 +27,44 @@ TEMPLATE_LIST_TEST_CASE("attend: every preset equals attention over the dequanti
                                                 {320, 192}}) {
     check_attention<TestType>({1, num_tokens, num_salient, 32}, 2);
   }
-  check_attention<TestType>({2, 100, 60, 128}, 4);
+  with_every_cpu([] {
+    check_attention<TestType>({2, 100, 60, 128}, 4);
+    for (const int32_t head_dim : {32, 64, 96, 256})
+      check_attention<TestType>({1, 77, 41, head_dim}, 4);
+  });
 }
 
 TEMPLATE_LIST_TEST_CASE("attend: every number of key bits", "[attend]", axes::key_bits) {
-  check_attention<TestType>({1, 100, 60, 64}, 2);
-  check_attention<TestType>({1, 70, 10, 48}, 1);
+  with_every_cpu([] {
+    check_attention<TestType>({1, 100, 60, 64}, 2);
+    check_attention<TestType>({1, 70, 10, 48}, 1);
+  });
 }
 TEMPLATE_LIST_TEST_CASE("attend: every number of value bits", "[attend]", axes::value_bits) {
-  check_attention<TestType>({1, 100, 60, 64}, 2);
-  check_attention<TestType>({1, 70, 10, 48}, 1);
+  with_every_cpu([] {
+    check_attention<TestType>({1, 100, 60, 64}, 2);
+    check_attention<TestType>({1, 70, 10, 48}, 1);
+  });
 }
 TEMPLATE_LIST_TEST_CASE("attend: every key layout", "[attend]", axes::key_layouts) {
-  check_attention<TestType>({1, 100, 60, 64}, 2);
-  check_attention<TestType>({2, 70, 10, 48}, 3);
+  with_every_cpu([] {
+    check_attention<TestType>({1, 100, 60, 64}, 2);
+    check_attention<TestType>({2, 70, 10, 48}, 3);
+  });
 }
 TEMPLATE_LIST_TEST_CASE("attend: every value layout", "[attend]", axes::value_layouts) {
-  check_attention<TestType>({1, 100, 60, 64}, 2);
-  check_attention<TestType>({2, 70, 10, 48}, 3);
+  with_every_cpu([] {
+    check_attention<TestType>({1, 100, 60, 64}, 2);
+    check_attention<TestType>({2, 70, 10, 48}, 3);
+  });
 }
 
 TEMPLATE_LIST_TEST_CASE("attend: rotated layouts", "[attend]", axes::rotated_layouts) {
-  check_attention<TestType>({1, 100, 60, 64}, 2);
-  check_attention<TestType>({2, 70, 10, 48}, 3, 2);
-  check_attention<TestType>({1, 33, 33, 128}, 4);
+  with_every_cpu([] {
+    check_attention<TestType>({1, 100, 60, 64}, 2);
+    check_attention<TestType>({2, 70, 10, 48}, 3, 2);
+    check_attention<TestType>({1, 33, 33, 128}, 4);
+  });
 }
 
 TEST_CASE("attend: every head_dim under the paper's policies", "[attend]") {

@@ -1,5 +1,6 @@
-// Attention by every instruction set of this processor. Bounds: support/attention_check.hpp, and a
-// relative L2 error of 2e-4 against attention in double over the values that the codes stand for.
+// Attention by every instruction set of this processor (layouts: attend_test.cpp). Bounds:
+// support/attention_check.hpp, and a relative L2 error of 2e-4 against attention in double over the
+// values that the codes stand for.
 #include <cmath>
 #include <string>
 #include <vector>
@@ -7,30 +8,16 @@
 #include <zipcache/attend/attend.hpp>
 
 #include "support/attention_check.hpp"
-#include "support/axes.hpp"
+#include "support/every_cpu.hpp"
 
 using namespace zipcache;
-using zipcache::detail::cpu_level;
 using zipcache_test::check_attention;
 using zipcache_test::content;
 using zipcache_test::sealed_tokens;
-namespace axes = zipcache_test::axes;
+using zipcache_test::with_every_cpu;
 namespace oracle = zipcache_test::oracle;
 
 namespace {
-
-/// Runs `work` with each supported set, and leaves the one that was in use before.
-template <class Work>
-void with_every_cpu(Work&& work) {
-  const cpu_level before = detail::active_cpu();
-  for (const cpu_level level : {cpu_level::scalar, cpu_level::avx2, cpu_level::avx512}) {
-    if (level > detail::supported_cpu()) continue;
-    INFO("instruction set: " << detail::name_of(level));
-    detail::active_cpu() = level;
-    work();
-  }
-  detail::active_cpu() = before;
-}
 
 /// ||attention - exact|| / ||exact|| over all query rows of one KV head, queries `q_scale` times
 /// standard normal.
@@ -63,28 +50,6 @@ double relative_error(content keys, content values, int64_t num_tokens, float q_
 }
 
 }  // namespace
-
-TEMPLATE_LIST_TEST_CASE("attend: every instruction set stays within the bounds of every preset",
-                        "[attend][vector]", axes::all_presets) {
-  with_every_cpu([] {
-    for (const int32_t head_dim : {32, 64, 96, 128, 256})
-      check_attention<TestType>({1, 77, 41, head_dim}, 4);
-  });
-}
-
-TEMPLATE_LIST_TEST_CASE("attend: every instruction set reads every key layout", "[attend][vector]",
-                        axes::key_layouts) {
-  with_every_cpu([] { check_attention<TestType>({1, 77, 41, 64}, 4); });
-}
-TEMPLATE_LIST_TEST_CASE("attend: every instruction set reads every value layout",
-                        "[attend][vector]", axes::value_layouts) {
-  with_every_cpu([] { check_attention<TestType>({1, 77, 41, 64}, 4); });
-}
-
-TEMPLATE_LIST_TEST_CASE("attend: every instruction set reads rotated layouts", "[attend][vector]",
-                        axes::rotated_layouts) {
-  with_every_cpu([] { check_attention<TestType>({1, 77, 41, 64}, 4); });
-}
 
 TEST_CASE("attend: every instruction set takes one to many query rows", "[attend][vector]") {
   with_every_cpu([] {
@@ -132,7 +97,7 @@ TEST_CASE("attend: ZIPCACHE_CPU names an instruction set, and other names are re
           "[attend][vector]") {
   CHECK(detail::requested_cpu(nullptr) == detail::supported_cpu());
   CHECK(detail::requested_cpu("") == detail::supported_cpu());
-  CHECK(detail::requested_cpu("scalar") == cpu_level::scalar);
+  CHECK(detail::requested_cpu("scalar") == detail::cpu_level::scalar);
   CHECK_THROWS_AS(detail::requested_cpu("avx"), argument_error);
   CHECK_THROWS_WITH(detail::requested_cpu("AVX2"),
                     "zipcache: ZIPCACHE_CPU is \"AVX2\", but must be scalar, avx2 or avx512");

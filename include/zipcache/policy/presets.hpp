@@ -60,8 +60,7 @@ using quarot_4bit =
              recent_probes, all_salient, sink_tokens<0>, every_interval<160>>;
 
 /// Bits where attention feels their error: 4 for keys, 2 for values, and the first tokens, which
-/// hold the largest keys of all, in 16. No scores are needed. On the demo's model it loses a
-/// fraction of the paper's divergence at fewer bytes (README).
+/// hold the largest keys of all, in 16. No scores are needed. Measured against `paper`: README.
 using keys_4_values_2 =
     policies<keys<channelwise, 4, 4>, values<channel_separable_tokenwise, 2, 2>, recency,
              per_kv_head, recent_probes, all_salient, sink_tokens<4>, every_interval<160>>;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <zipcache/attend/attend.hpp>
+#include <zipcache/policy/presets.hpp>
 
 #include "support/attention_check.hpp"
 #include "support/every_cpu.hpp"

@@ -150,4 +150,17 @@ TEST_CASE("kv_cache: 4096 tokens of a LLaMA3-8B layer take less than 1 / 4.7 of 
   CHECK(after_decode >= 4.66);  // 4.6663
 }
 
+TEST_CASE(
+    "kv_cache: 4096 tokens take fewer bytes with 4-bit keys and 2-bit values than by the paper",
+    "[kv_cache][footprint]") {
+  using cache = zipcache::kv_cache<half, presets::keys_4_values_2>;
+  const token_data<half> data(llama_layer, 512, 85);
+  cache subject(llama_layer);
+  const auto sequence = subject.create();
+  for (int64_t first = 0; first < 4096; first += 512)
+    subject.prefill(sequence, 0, {}, data.k.view(), data.v.view(), {.prompt_len = 4096});
+  INFO("ratio right after a prompt of 4096 tokens: " << subject.footprint().ratio());
+  CHECK(subject.footprint().ratio() >= 4.83);  // 4.8319
+}
+
 }  // namespace

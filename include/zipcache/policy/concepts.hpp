@@ -12,6 +12,7 @@
 #include <zipcache/saliency/metric.hpp>
 #include <zipcache/saliency/probe.hpp>
 #include <zipcache/select/budget.hpp>
+#include <zipcache/select/sinks.hpp>
 #include <zipcache/stream/schedule.hpp>
 
 namespace zipcache {

@@ -122,38 +122,4 @@ struct all_regular {
   static std::string name() { return "all_regular"; }
 };
 
-/// The first `Count` tokens of a sequence (attention sinks) stay in 16 bits.
-template <int Count>
-struct sink_tokens {
-  static_assert(Count >= 0, "zipcache: a number of sink tokens is not negative");
-  using role = sink_role;
-  static constexpr int32_t count = Count;
-  static std::string name() { return "sinks" + std::to_string(Count); }
-};
-
-/// OTT (outlier tokens tracing, 2025): tokens whose keys are unusually short stay in 16 bits, since
-/// they widen the range of every channel that they share with others: of every interval that is
-/// sealed the `PerInterval` tokens with the smallest key norm over all heads, at most `Most` of a
-/// sequence. CPU only.
-template <int PerInterval, int Most>
-struct outlier_tokens {
-  static_assert(
-      PerInterval > 0 && Most >= PerInterval,
-      "zipcache: outlier_tokens needs at least one token of an interval, and room for it");
-  using role = sink_role;
-  static constexpr int32_t count = 0;  ///< of the first tokens
-  static constexpr int32_t per_interval = PerInterval;
-  static constexpr int32_t most = Most;
-  static std::string name() {
-    return "outliers" + std::to_string(PerInterval) + "_" + std::to_string(Most);
-  }
-};
-
-/// Sink policies that pick tokens by the norm of their keys.
-template <class Sinks>
-concept picks_outliers = requires {
-  { Sinks::per_interval } -> std::convertible_to<int32_t>;
-  { Sinks::most } -> std::convertible_to<int32_t>;
-};
-
 }  // namespace zipcache

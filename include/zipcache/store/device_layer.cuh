@@ -13,6 +13,7 @@
 #include <zipcache/policy/policies.hpp>
 #include <zipcache/quantize/rotation.hpp>
 #include <zipcache/select/budget.hpp>
+#include <zipcache/select/sinks.hpp>
 #include <zipcache/store/page.hpp>
 #include <zipcache/store/tile.hpp>
 

@@ -19,6 +19,7 @@
 
 #include <zipcache/saliency/saliency.hpp>
 #include <zipcache/select/select.hpp>
+#include <zipcache/select/sinks.hpp>
 #include <zipcache/store/row_store.hpp>
 #include <zipcache/store/store.hpp>
 #include <zipcache/stream/layer_content.hpp>
@@ -455,35 +456,6 @@ class stream final : public layer_state<Element> {
     return position;
   }
 
-  /// Which of the `count` tokens from sealed_ on stay in 16 bits for good, ascending.
-  std::vector<int64_t> find_sinks(tensor_view<const storage> k, int64_t count) const {
-    using sinks = typename Policies::sink_policy_type;
-    std::vector<int64_t> found;
-    if constexpr (picks_outliers<sinks>) {
-      const int64_t wanted = sinks::per_interval * most<int64_t>(1, count / interval());
-      const int64_t number =
-          std::clamp<int64_t>(sinks::most - sinks_.size(), 0, least(wanted, count));
-      std::vector<std::pair<float, int64_t>> norms;
-      for (int64_t token = 0; token < count; ++token) {
-        float sum = 0.0f;
-        for (int32_t head = 0; head < k.num_heads; ++head) {
-          for (int32_t channel = 0; channel < k.head_dim; ++channel) {
-            const float x = to_float(k.row(head, token)[channel]);
-            sum += x * x;
-          }
-        }
-        norms.emplace_back(sum, token);
-      }
-      std::partial_sort(norms.begin(), norms.begin() + number, norms.end());
-      for (int64_t i = 0; i < number; ++i) found.push_back(norms[static_cast<size_t>(i)].second);
-      std::sort(found.begin(), found.end());
-    } else {
-      for (int64_t token = 0; token < least(sinks::count - sealed_, count); ++token)
-        found.push_back(token);
-    }
-    return found;
-  }
-
   /// A segment and the sinks of its span, made but not yet part of the sequence.
   struct sealed_tokens {
     std::shared_ptr<const segment<Policies>> made;
@@ -498,7 +470,8 @@ class stream final : public layer_state<Element> {
                      tensor_view<const storage> v, int64_t count,
                      const kept_probes<Element>& probes) const {
     sealed_tokens result;
-    const std::vector<int64_t> pinned = find_sinks(k, count);
+    const std::vector<int64_t> pinned = find_sinks<typename Policies::sink_policy_type>(
+        k, count, {sealed_, sinks_.size(), interval()});
     if (!pinned.empty()) {
       result.sinks = sinks_.clone();
       result.sinks->reserve(static_cast<int64_t>(pinned.size()));

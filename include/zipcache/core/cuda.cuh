@@ -58,6 +58,14 @@ inline void check_device_pointer(const char* name, const void* pointer) {
           std::string(name) + " points to host memory, but must point to device memory");
 }
 
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  check_cuda("cudaGetDevice", cudaGetDevice(&device));
+  check_cuda("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
 /// @throws cuda_error, argument_error  no GPU, or one older than sm_80
 inline void check_device() {
   int count = 0;
@@ -65,31 +73,14 @@ inline void check_device() {
   if (code != cudaSuccess) (void)cudaGetLastError();
   require(code == cudaSuccess && count > 0, "the CUDA backend needs a GPU, and there is none (" +
                                                 std::string(cudaGetErrorString(code)) + ")");
-  int device = 0;
-  int major = 0;
-  check_cuda("cudaGetDevice", cudaGetDevice(&device));
-  check_cuda("cudaDeviceGetAttribute",
-             cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  const int major = device_attribute(cudaDevAttrComputeCapabilityMajor);
   if (major < 8) refuse("the GPU's compute capability", major, "8.0 or newer");
 }
 
-inline int num_multiprocessors() {
-  int device = 0;
-  int count = 0;
-  check_cuda("cudaGetDevice", cudaGetDevice(&device));
-  check_cuda("cudaDeviceGetAttribute",
-             cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
+inline int num_multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 /// Shared memory that one block can have at most.
 inline int64_t most_shared_bytes() {
-  int device = 0;
-  int bytes = 0;
-  check_cuda("cudaGetDevice", cudaGetDevice(&device));
-  check_cuda("cudaDeviceGetAttribute",
-             cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return bytes;
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 /// Device memory that is freed with its owner.

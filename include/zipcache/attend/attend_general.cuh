@@ -149,7 +149,7 @@ class general_worker {
     for (int32_t head = 0; head < pass_heads; ++head) {
       float tile_maximum = scores[head];
       for (int32_t lanes = 1; lanes < 32; lanes *= 2)
-        tile_maximum = fmaxf(tile_maximum, __shfl_xor_sync(full_warp, tile_maximum, lanes));
+        tile_maximum = fmaxf(tile_maximum, __shfl_xor_sync(whole_warp, tile_maximum, lanes));
       if (tile_maximum > maximum_[head]) {
         const float factor = exp2f(maximum_[head] - tile_maximum);
         maximum_[head] = tile_maximum;
@@ -180,7 +180,8 @@ class general_worker {
 #pragma unroll
     for (int32_t head = 0; head < pass_heads; ++head) {
       float sum = sum_[head];
-      for (int32_t lanes = 1; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(full_warp, sum, lanes);
+      for (int32_t lanes = 1; lanes < 32; lanes *= 2)
+        sum += __shfl_xor_sync(whole_warp, sum, lanes);
       if (lane_ == 0) {
         shared_.states.maximum[warp_][head] = maximum_[head];
         shared_.states.sum[warp_][head] = sum;
@@ -227,7 +228,7 @@ static __global__ void __launch_bounds__(attend_threads)
   write_empty_items<HeadDim>(layer, batch, prefix);
   const uint32_t end = line.begin_of(blockIdx.x + 1);
   for (uint32_t unit = line.begin_of(blockIdx.x); unit < end;) {
-    const attend_piece piece = find_piece(prefix, batch.num_items, copies, passes, unit, end);
+    const attend_piece piece = find_piece(line, prefix, batch.num_items, copies, passes, unit, end);
     const int32_t sequence = batch.sequences[piece.item];
     const sequence_counts count = layer.counts[sequence];
     const Storage* rows = batch.q + (static_cast<int64_t>(piece.item) * layer.num_qo_heads +
@@ -249,7 +250,7 @@ static __global__ void __launch_bounds__(attend_threads)
         layer, batch, workspace, line, piece, shared.states,
         [&](int32_t warp) { return &shared.out[warp][0][0]; }, passes, &shared.arrival);
     __syncthreads();
-    unit += static_cast<uint32_t>(piece.last - piece.first);
+    unit += piece.units;
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include <zipcache/attend/softmax_state.hpp>
+#include <zipcache/detail/warp.cuh>
 #include <zipcache/store/device_layer.cuh>
 
 namespace zipcache {
@@ -61,16 +62,23 @@ __device__ inline int32_t units_of(const device_layer<Policies, Storage>& layer,
   return count.pages + window_tiles_in_use(layer, count) + ceil_div(count.sinks, tile_tokens);
 }
 
-/// One stretch of units of one (item, KV head, pass).
+/// One stretch of one (item, KV head, pass).
 struct attend_piece {
   int32_t item;
   int32_t head;
   int32_t pass;
-  int32_t first;  ///< units [first, last) of `total`
+  int32_t first;  ///< pages and 16-bit tiles [first, last); may be none
   int32_t last;
-  int32_t total;
-  uint32_t line_begin;  ///< place of the (item, head, pass)'s unit 0 on the line
+  bool begins;          ///< with the (item, head, pass)'s first unit
+  bool ends;            ///< with its last one
+  uint32_t units;       ///< on the line
+  uint32_t line_begin;  ///< of the (item, head, pass) on the line
+  uint32_t line_last;   ///< its last unit
 };
+
+/// Units that an (item, head, pass) has on the line beside its tiles where lengths differ, for what
+/// beginning with it takes. Without them the block that gets all the short sequences comes last.
+inline constexpr uint32_t begin_units = 2;
 
 /// The line of all units and how blocks share it. The line is cut into equal sections and each of
 /// those into `parts` stretches, one for a block; blocks beyond have none. In 32 bits, since long
@@ -80,10 +88,12 @@ struct attend_line {
   uint32_t section;  ///< units of a section
   uint32_t parts;    ///< blocks of a section
   uint32_t blocks;
+  uint32_t beside;  ///< units of an (item, head, pass) that stand for no tile; they come first
 
   /// Sections are (item, head, pass) where all are equally long and the grid has about a whole
   /// number of blocks for each; then no block works on two of them. Otherwise the line is one.
-  __device__ attend_line(uint32_t units, uint32_t slots, bool equal_lengths) : total(units) {
+  __device__ attend_line(uint32_t units, uint32_t slots, bool equal_lengths)
+      : total(units), beside(equal_lengths ? 0 : begin_units) {
     const uint32_t grid = gridDim.x;
     section = total;
     parts = least(grid, total);
@@ -112,6 +122,14 @@ struct attend_line {
   }
 };
 
+/// Units of an item on the line, by one lane.
+template <class Policies, class Storage>
+__device__ uint32_t line_units_of(const device_layer<Policies, Storage>& layer,
+                                  const attend_batch<Storage>& batch, int32_t item) {
+  if (item >= batch.num_items) return 0;
+  return static_cast<uint32_t>(units_of(layer, layer.counts[batch.sequences[item]]));
+}
+
 /// Fills prefix[i] = units of items before i, times heads and passes; prefix [num_items + 1] in
 /// shared memory.
 template <class Policies, class Storage>
@@ -120,37 +138,40 @@ __device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
                                  uint32_t* prefix) {
   // Every warp scans, 32 items at a time; all write the same numbers.
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  const uint32_t first_units = line_units_of(layer, batch, lane);
+  bool equal = true;
+  {
+    const uint32_t expected = __shfl_sync(whole_warp, first_units, 0);
+    for (int32_t first = 0; first < batch.num_items; first += 32) {
+      const uint32_t units = first == 0 ? first_units : line_units_of(layer, batch, first + lane);
+      equal = equal && (first + lane >= batch.num_items || units == expected);
+    }
+    equal = __all_sync(whole_warp, equal);
+  }
   uint32_t sum = 0;
-  int32_t shortest = INT32_MAX;
-  int32_t longest = 0;
   for (int32_t first = 0; first < batch.num_items; first += 32) {
     const int32_t item = first + lane;
-    int32_t units = 0;
-    if (item < batch.num_items) {
-      units = units_of(layer, layer.counts[batch.sequences[item]]);
-      shortest = least(shortest, units);
-      longest = most(longest, units);
-    }
-    const uint32_t own = static_cast<uint32_t>(units) * static_cast<uint32_t>(copies);
+    const uint32_t units = first == 0 ? first_units : line_units_of(layer, batch, item);
+    const uint32_t own =
+        units == 0 ? 0 : (units + (equal ? 0 : begin_units)) * static_cast<uint32_t>(copies);
     uint32_t inclusive = own;
 #pragma unroll
     for (int32_t step = 1; step < 32; step *= 2) {
-      const uint32_t below = __shfl_up_sync(0xffffffffu, inclusive, step);
+      const uint32_t below = __shfl_up_sync(whole_warp, inclusive, step);
       if (lane >= step) inclusive += below;
     }
     if (item < batch.num_items) prefix[item] = sum + inclusive - own;
-    sum += __shfl_sync(0xffffffffu, inclusive, 31);
+    sum += __shfl_sync(whole_warp, inclusive, 31);
   }
-  const bool equal =
-      __reduce_min_sync(0xffffffffu, shortest) == __reduce_max_sync(0xffffffffu, longest);
   if (lane == 0) prefix[batch.num_items] = sum;
   __syncthreads();
   return attend_line(sum, static_cast<uint32_t>(batch.num_items * copies), equal);
 }
 
 /// The piece that begins at `unit`, cut at the end of its (item, head, pass) and at `end`.
-__device__ inline attend_piece find_piece(const uint32_t* prefix, int32_t num_items, int32_t copies,
-                                          int32_t passes, uint32_t unit, uint32_t end) {
+__device__ inline attend_piece find_piece(const attend_line& line, const uint32_t* prefix,
+                                          int32_t num_items, int32_t copies, int32_t passes,
+                                          uint32_t unit, uint32_t end) {
   int32_t low = 0;
   int32_t high = num_items;  // the last item with prefix <= unit
   while (high - low > 1) {
@@ -163,14 +184,19 @@ __device__ inline attend_piece find_piece(const uint32_t* prefix, int32_t num_it
   const uint32_t total = (prefix[low + 1] - prefix[low]) / static_cast<uint32_t>(copies);
   const uint32_t offset = unit - prefix[low];
   const uint32_t copy = offset / total;
+  const uint32_t first = offset - copy * total;
+  const uint32_t last = least(total, first + end - unit);
   attend_piece piece;
   piece.item = low;
   piece.head = static_cast<int32_t>(copy) / passes;
   piece.pass = static_cast<int32_t>(copy) % passes;
-  piece.total = static_cast<int32_t>(total);
-  piece.first = static_cast<int32_t>(offset - copy * total);
+  piece.first = static_cast<int32_t>(first - least(first, line.beside));
+  piece.last = static_cast<int32_t>(last - least(last, line.beside));
+  piece.begins = first == 0;
+  piece.ends = last == total;
+  piece.units = last - first;
   piece.line_begin = prefix[low] + copy * total;
-  piece.last = static_cast<int32_t>(least(total, static_cast<uint32_t>(piece.first) + end - unit));
+  piece.line_last = piece.line_begin + total - 1;
   return piece;
 }
 
@@ -253,9 +279,11 @@ __device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
   for (int32_t item = static_cast<int32_t>(blockIdx.x); item < batch.num_items;
        item += static_cast<int32_t>(gridDim.x)) {
     if (prefix[item + 1] > prefix[item]) continue;
-    for (int32_t head = static_cast<int32_t>(threadIdx.x) / 32; head < layer.num_qo_heads;
-         head += attend_warps) {
-      write_output(layer, batch, item, head, head_state<HeadDim>(), -1);
+    const int64_t first_row = static_cast<int64_t>(item) * layer.num_qo_heads;
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < layer.num_qo_heads * HeadDim;
+         i += attend_threads) {
+      batch.out[first_row * HeadDim + i] = from_float<Storage>(0.0f);
+      if (i < layer.num_qo_heads && batch.lse != nullptr) batch.lse[first_row + i] = -INFINITY;
     }
   }
 }
@@ -325,7 +353,7 @@ __device__ head_state<HeadDim> merge_blocks(partial_states<Heads, HeadDim> parts
     merged.maximum = fmaxf(merged.maximum, __ldcg(part + 1) > 0.0f ? __ldcg(part) : -INFINITY);
   }
   for (int32_t step = 1; step < 32; step *= 2)
-    merged.maximum = fmaxf(merged.maximum, __shfl_xor_sync(0xffffffffu, merged.maximum, step));
+    merged.maximum = fmaxf(merged.maximum, __shfl_xor_sync(whole_warp, merged.maximum, step));
   for (int32_t base = first; base <= last; base += 32) {
     float factor = 0.0f;
     if (base + lane <= last) {
@@ -335,17 +363,18 @@ __device__ head_state<HeadDim> merge_blocks(partial_states<Heads, HeadDim> parts
       merged.sum += factor * sum;
     }
     const int32_t count = least(32, last - base + 1);
-#pragma unroll 8
-    for (int32_t i = 0; i < count; ++i) {
-      const float scale = __shfl_sync(0xffffffffu, factor, i);
-      const float* values = parts.of(base + i, base + i > first, head) + 2;
+    const float* values = parts.of(base, true, head) + 2;
+#pragma unroll 4
+    for (int32_t i = 0; i < count; ++i, values += 2 * parts.size) {
+      const float scale = __shfl_sync(whole_warp, factor, i);
+      const float* own = base + i > first ? values : values - parts.size;
       merged.for_each_channel([&](int32_t round, int32_t channel) {
-        merged.values[round] = fmaf(scale, __ldcg(values + channel), merged.values[round]);
+        merged.values[round] = fmaf(scale, __ldcg(own + channel), merged.values[round]);
       });
     }
   }
   for (int32_t step = 1; step < 32; step *= 2)
-    merged.sum += __shfl_xor_sync(0xffffffffu, merged.sum, step);
+    merged.sum += __shfl_xor_sync(whole_warp, merged.sum, step);
   return merged;
 }
 
@@ -358,41 +387,37 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
                              const attend_line& line, const attend_piece& piece,
                              const block_states<Heads>& states, const OutOf& out_of, int32_t passes,
                              uint32_t* arrival) {
+  static_assert(Heads <= attend_warps, "zipcache: a warp merges one head");
   const int32_t group = layer.group();
-  const int32_t first_qo_head = piece.head * group + piece.pass * Heads;
-  const int32_t heads = least(Heads, group - piece.pass * Heads);
-  const int32_t kept = kept_slot(layer, batch, piece.item);
-  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-  const bool whole = piece.first == 0 && piece.last == piece.total;
+  const int32_t head = static_cast<int32_t>(threadIdx.x) / 32;
+  const bool has_head = head < least(Heads, group - piece.pass * Heads);
   const partial_states<Heads, HeadDim> parts{workspace.partials};
-  for (int32_t head = warp; head < heads; head += attend_warps) {
-    const head_state<HeadDim> merged = merge_warps<HeadDim>(states, out_of, head);
-    if (whole) {
-      write_output(layer, batch, piece.item, first_qo_head + head, merged, kept);
-    } else {
-      float* part = parts.of(static_cast<int32_t>(blockIdx.x), piece.first > 0, head);
+  head_state<HeadDim> merged;
+  if (has_head) merged = merge_warps<HeadDim>(states, out_of, head);
+  if (!piece.begins || !piece.ends) {
+    if (has_head) {
+      float* part = parts.of(static_cast<int32_t>(blockIdx.x), !piece.begins, head);
       merged.for_each_channel(
           [&](int32_t round, int32_t channel) { part[2 + channel] = merged.values[round]; });
       part[0] = merged.maximum;
       part[1] = merged.sum;
     }
+    const auto first_block = static_cast<int32_t>(line.block_of(piece.line_begin));
+    const auto last_block = static_cast<int32_t>(line.block_of(piece.line_last));
+    uint32_t* const counter =
+        workspace.arrivals +
+        (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + piece.pass;
+    __syncthreads();
+    if (threadIdx.x == 0) *arrival = arrive(counter);
+    __syncthreads();
+    if (*arrival != static_cast<uint32_t>(last_block - first_block)) return;
+    if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
+    if (has_head) merged = merge_blocks(parts, first_block, last_block, head);
   }
-  if (whole) return;
-  const auto first_block = static_cast<int32_t>(line.block_of(piece.line_begin));
-  const auto last_block = static_cast<int32_t>(
-      line.block_of(piece.line_begin + static_cast<uint32_t>(piece.total) - 1));
-  uint32_t* const counter =
-      workspace.arrivals +
-      (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + piece.pass;
-  __syncthreads();
-  if (threadIdx.x == 0) *arrival = arrive(counter);
-  __syncthreads();
-  if (*arrival != static_cast<uint32_t>(last_block - first_block)) return;
-  for (int32_t head = warp; head < heads; head += attend_warps) {
-    write_output(layer, batch, piece.item, first_qo_head + head,
-                 merge_blocks(parts, first_block, last_block, head), kept);
+  if (has_head) {
+    write_output(layer, batch, piece.item, piece.head * group + piece.pass * Heads + head, merged,
+                 kept_slot(layer, batch, piece.item));
   }
-  if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
 }
 
 }  // namespace detail

@@ -5,15 +5,13 @@
 #include <cstdint>
 
 #include <zipcache/attend/attend_schedule.cuh>
+#include <zipcache/attend/folded_query.cuh>
+#include <zipcache/attend/lane_state.cuh>
 #include <zipcache/attend/tensor_core_tile.cuh>
 #include <zipcache/attend/tile_stream.cuh>
 #include <zipcache/store/segment.hpp>
 
 namespace zipcache::detail {
-
-/// Query heads that a pass serves: with two digits each they fill the eight columns of the
-/// instruction.
-inline constexpr int32_t pass_heads = 4;
 
 /// Whether a class is stored in a way that the tensor core kernel reads.
 template <class Policies, token_class Class>
@@ -41,29 +39,10 @@ inline constexpr bool uses_tensor_cores = tensor_core_class<Policies, token_clas
 template <int32_t HeadDim>
 struct attend_tuning {
   static constexpr int32_t blocks_per_multiprocessor = HeadDim > 160 ? 2 : 4;  // by registers
-  static constexpr int32_t stages = 3;  // tiles in a warp's ring
+  static constexpr int32_t stages = 3;      // tiles in a warp's ring
+  static constexpr int32_t own_stages = 2;  // beside what a warp keeps
 };
 inline constexpr int32_t most_attend_blocks = 4;
-
-/// Queries folded with one segment's key parameters. Words of a lane are grouped by four, so that
-/// it reads its operands in 16-byte loads.
-template <int32_t HeadDim>
-struct query_set {
-  static constexpr int32_t quads = (query_words<HeadDim> + 3) / 4;
-  uint4 digits[num_token_classes][quads][32];
-  uint4 low_digits[num_token_classes][quads][16];  // one lane's words for both columns of a head
-  float scale[num_token_classes][pass_heads];
-  float bias[num_token_classes][pass_heads];
-
-  __device__ uint32_t& digit_word(int32_t token_class_index, int32_t word, int32_t lane) {
-    return reinterpret_cast<uint32_t*>(&digits[token_class_index][word / 4][lane])[word % 4];
-  }
-  __device__ static int32_t low_lane(int32_t lane) { return lane / 8 * 4 + lane % 4; }
-  __device__ uint32_t& low_digit_word(int32_t token_class_index, int32_t word, int32_t lane) {
-    return reinterpret_cast<uint32_t*>(
-        &low_digits[token_class_index][word / 4][low_lane(lane)])[word % 4];
-  }
-};
 
 template <class Policies, class Storage, int32_t HeadDim>
 struct attend_shared {
@@ -74,96 +53,42 @@ struct attend_shared {
     // 16-bit tiles are read from global memory.
     return has_pairs(Tile::key_bits) ? Tile::bytes(HeadDim) : 0;
   }
-  static constexpr int32_t stages = attend_tuning<HeadDim>::stages;
+  using tuning = attend_tuning<HeadDim>;
+  static constexpr int64_t salient_copy_bytes = ring_tile_bytes<salient>();
+  static constexpr int64_t regular_copy_bytes = ring_tile_bytes<regular>();
   static constexpr int64_t slot_bytes =
-      most<int64_t>(most(ring_tile_bytes<salient>(), ring_tile_bytes<regular>()), 16);
+      most<int64_t>(most(salient_copy_bytes, regular_copy_bytes), 16);
 
-  /// What a warp keeps once its ring is drained: the output of earlier segments, and the queries
-  /// of the segment that it works on alone. It lies over the ring's slots behind the first one.
+  /// What a warp keeps once the prompt's tiles are through its ring: the output of earlier
+  /// segments, and the queries for the segment and class that it works on. It takes the place of
+  /// the ring's last slots.
   struct kept_state {
     float out[pass_heads][HeadDim];
-    query_set<HeadDim> set;
+    folded_query<HeadDim> folded;
   };
   union warp_memory {
-    std::byte ring[stages][slot_bytes];
+    std::byte ring[tuning::stages][slot_bytes];
     struct {
-      std::byte first_slot[slot_bytes];
+      std::byte own_ring[tuning::own_stages][slot_bytes];
       alignas(16) kept_state kept;
     };
     __device__ warp_memory() {}
   };
 
   alignas(128) warp_memory warps[attend_warps];
-  alignas(16) Storage q[pass_heads][HeadDim];
+  pass_queries<Storage, HeadDim> queries;
   union {
-    query_set<HeadDim> set;                                 // of the prompt's segment, used first
+    folded_query<HeadDim> folded[num_token_classes];        // for the prompt's segment, used first
     alignas(16) uint32_t row_query[HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
   };
   float row_scale[pass_heads];
   block_states<pass_heads> states;
-  int32_t counts[attend_warps][stages];
-  tile_copies<stages> copies[attend_warps];
+  tile_mark marks[attend_warps][tuning::stages];
+  tile_copies<tuning::stages> copies[attend_warps];
   uint32_t arrival;
 
   __device__ attend_shared() {}
   __device__ const float* out_of(int32_t warp) const { return &warps[warp].kept.out[0][0]; }
-};
-
-/// Softmax of a lane's query head over what its warp has seen of the current segment, and the
-/// lane's part of the output in operand layout.
-template <int32_t HeadDim>
-struct lane_state {
-  float maximum = -INFINITY;
-  float sum = 0.0f;          // of the lane's own tokens; all segments
-  float zero = 0.0f;         // sum of p * min over the lane's own tokens; this segment
-  float value_scale = 0.0f;  // power of two that keeps p * step within halves; this segment
-  float sums[HeadDim / 16][4];
-  float stored_maximum =
-      -INFINITY;  // maximum against which shared memory holds earlier segments' output
-
-  static constexpr float initial_value_scale = 1.2676506e30f;  // 2^100: the first tile lowers it
-  /// A maximum may be exceeded by this much (base 2) before everything is rescaled.
-  static constexpr float margin = 8.0f;
-  static constexpr float largest_scaled_step = 16.0f;
-
-  __device__ void begin_segment() {
-    zero = 0.0f;
-    value_scale = initial_value_scale;
-#pragma unroll
-    for (int32_t block = 0; block < HeadDim / 16; ++block) {
-#pragma unroll
-      for (int32_t i = 0; i < 4; ++i) sums[block][i] = 0.0f;
-    }
-  }
-  __device__ void scale_sums(float factor) {
-#pragma unroll
-    for (int32_t block = 0; block < HeadDim / 16; ++block) {
-#pragma unroll
-      for (int32_t i = 0; i < 4; ++i) sums[block][i] *= factor;
-    }
-  }
-  /// Raises the maximum to the tile's and lowers the value scale to the tile's steps. All lanes of
-  /// the warp.
-  __device__ __forceinline__ void adapt(float tile_maximum, float tile_step) {
-    for (int32_t lanes = 4; lanes < 32; lanes *= 2)
-      tile_maximum = fmaxf(tile_maximum, __shfl_xor_sync(full_warp, tile_maximum, lanes));
-    for (int32_t lanes = 4; lanes < 32; lanes *= 2)
-      tile_step = fmaxf(tile_step, __shfl_xor_sync(full_warp, tile_step, lanes));
-    float factor = 1.0f;
-    if (tile_maximum > maximum) {
-      factor = exp2_unit(maximum - tile_maximum);
-      maximum = tile_maximum;
-      sum *= factor;
-      zero *= factor;
-    }
-    if (tile_step * value_scale > largest_scaled_step) {
-      const float lowered = float_of((254u - (bits_of(tile_step) >> 23))
-                                     << 23);  // 2^-exponent: the step becomes 1..2
-      factor *= lowered / value_scale;
-      value_scale = lowered;
-    }
-    scale_sums(factor);
-  }
 };
 
 /// One warp's view of a piece of work.
@@ -171,9 +96,8 @@ template <class Policies, class Storage, int32_t HeadDim>
 class piece_worker {
  public:
   using shared_memory = attend_shared<Policies, Storage, HeadDim>;
-  /// Tiles that the block's warps share, and those of a warp alone.
-  using shared_list = tile_list<Policies, Storage, HeadDim, attend_warps>;
-  using lone_list = tile_list<Policies, Storage, HeadDim, 1>;
+  using tuning = attend_tuning<HeadDim>;
+  using list = tile_list<Policies, Storage, HeadDim>;
   static constexpr int32_t blocks = HeadDim / 16;
   static constexpr int salient_bits = Policies::template value_bits<token_class::salient>;
   static constexpr int regular_bits = Policies::template value_bits<token_class::regular>;
@@ -197,90 +121,61 @@ class piece_worker {
 
   /// Everything of the piece; at the end the warp's state is in shared memory.
   __device__ void run(const attend_batch<Storage>& batch) {
-    const int32_t pages_end = least(piece_.last, count_.pages);
-    const int32_t prompt_end = least(pages_end, count_.prompt_pages);
-    const page_entry* table = layer_.table_of(sequence_, piece_.head);
     state_.begin_segment();
-    uint4 fetched[query_rounds];
-    fetch_queries(batch, fetched);
-    if (piece_.first < prompt_end) {
-      // The first tiles are on their way while the queries are prepared, and what preparing them
-      // needs is fetched before that.
-      prefetch_record(layer_.record_of(sequence_, 0, piece_.head));
-      shared_list tiles(layer_, table, piece_.first, prompt_end, warp_);
-      if constexpr (!has_row_class) start_ring(tiles);
-      keep_queries(fetched);
-      __syncthreads();
-      if constexpr (has_row_class) {
-        prepare_row_queries();
-        __syncthreads();
-        sweep_rows(tiles);
-        fold_rows();
-      } else {
-        prepare_shared_set();
-        __syncthreads();
-        sweep_codes<shared_memory::stages>(tiles, shared_.set);
-        end_segment(layer_.record_of(sequence_, 0, piece_.head));
-        if (piece_.last > count_.pages) {
-          __syncthreads();
-          prepare_row_queries();
-          __syncthreads();
-        }
-      }
+    fetch_queries(batch);
+    list tiles(layer_, count_, layer_.table_of(sequence_, piece_.head));
+    if constexpr (has_row_class) {
+      wait_for_queries();
     } else {
-      keep_queries(fetched);
-      __syncthreads();
-      if (has_row_class || piece_.last > count_.pages) prepare_row_queries();
-      __syncthreads();
+      sweep_codes(tiles);
     }
-    // Later segments are a few pages each; a warp takes whole ones, and then 16-bit tiles.
-    int32_t unit = most(piece_.first, prompt_end);
-    int32_t turn = 0;
-    while (unit < pages_end) {
-      const int32_t end = least(pages_end, layer_.segment_end_page(count_, unit));
-      if (turn++ % attend_warps == warp_) sweep_alone(table, unit, end);
-      unit = end;
-    }
-    for (unit = most(piece_.first, count_.pages); unit < piece_.last; ++unit) {
-      if (turn++ % attend_warps == warp_) attend_row_tile(unit - count_.pages);
+    const bool has_rows = piece_.last > count_.pages;
+    if (has_row_class || has_rows) {
+      // Their queries lie over the folded ones, which no warp may need any more.
+      if (!has_row_class) __syncthreads();
+      prepare_row_queries();
+      __syncthreads();
+      if constexpr (has_row_class) sweep_rows(tiles);
+      for (int32_t unit = most(piece_.first, count_.pages) + warp_; unit < piece_.last;
+           unit += attend_warps) {
+        attend_row_tile(unit - count_.pages);
+      }
+      fold([](int32_t, int32_t, float sum) { return sum; });
     }
     publish();
   }
 
  private:
-  __device__ void prefetch_record(const std::byte* record) {
-    const int32_t offset = static_cast<int32_t>(threadIdx.x) * 128;
-    if (offset < segment_record<Policies>::bytes(HeadDim))
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(record + offset));
+  __device__ void prefetch_record(int32_t segment, int32_t line) {
+    if (line * 128 < segment_record<Policies>::bytes(HeadDim)) {
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(
+          layer_.record_of(sequence_, segment, piece_.head) + line * 128));
+    }
   }
 
-  /// The queries of the pass, eight channels a thread: asked for by `fetch_queries`, so that they
-  /// are on their way early, and put into shared memory by `keep_queries`. Whole block.
-  static constexpr int32_t query_rounds = ceil_div(pass_heads * HeadDim / 8, attend_threads);
-  __device__ void fetch_queries(const attend_batch<Storage>& batch,
-                                uint4 (&fetched)[query_rounds]) {
+  /// Starts copying the queries of the pass to shared memory, eight channels a thread at a time;
+  /// heads that the pass does not have become zero. Whole block.
+  __device__ void fetch_queries(const attend_batch<Storage>& batch) {
     const int32_t group = layer_.group();
     const int32_t heads = least(pass_heads, group - piece_.pass * pass_heads);
     const Storage* rows = batch.q + (static_cast<int64_t>(piece_.item) * layer_.num_qo_heads +
                                      piece_.head * group + piece_.pass * pass_heads) *
                                         HeadDim;
-#pragma unroll
-    for (int32_t round = 0; round < query_rounds; ++round) {
-      const int32_t i = round * attend_threads + static_cast<int32_t>(threadIdx.x);
-      fetched[round] = i * 8 < heads * HeadDim ? reinterpret_cast<const uint4*>(rows)[i] : uint4{};
+    for (int32_t i = static_cast<int32_t>(threadIdx.x) * 8; i < pass_heads * HeadDim;
+         i += attend_threads * 8) {
+      const bool some = i < heads * HeadDim;
+      copy_16_bytes(&shared_.queries.rows[i / HeadDim][i % HeadDim], some ? rows + i : rows, some);
     }
   }
-  __device__ void keep_queries(const uint4 (&fetched)[query_rounds]) {
-#pragma unroll
-    for (int32_t round = 0; round < query_rounds; ++round) {
-      const int32_t i = round * attend_threads + static_cast<int32_t>(threadIdx.x);
-      if (i * 8 < pass_heads * HeadDim)
-        reinterpret_cast<uint4*>(&shared_.q[0][0])[i] = fetched[round];
-    }
+  /// Waits for them. Whole block.
+  __device__ void wait_for_queries() {
+    wait_for_copies();
+    __syncthreads();
   }
-  /// In base-2 units.
+  /// Brings queries to base-2 units.
+  __device__ float query_scale() const { return layer_.sm_scale * log2_e; }
   __device__ float query(int32_t head, int32_t channel) const {
-    return to_float(shared_.q[head][channel]) * (layer_.sm_scale * log2_e);
+    return to_float(shared_.queries.rows[head][channel]) * query_scale();
   }
 
   /// The queries as (high, low) halves, for 16-bit tiles. Whole block.
@@ -290,7 +185,7 @@ class piece_worker {
       for (int32_t channel = lane_; channel < HeadDim; channel += 32)
         largest = fmaxf(largest, fabsf(query(warp_, channel)));
       for (int32_t lanes = 1; lanes < 32; lanes *= 2)
-        largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, lanes));
+        largest = fmaxf(largest, __shfl_xor_sync(whole_warp, largest, lanes));
       // A power of two, so that scaling loses nothing.
       if (lane_ == 0)
         shared_.row_scale[warp_] = largest > 0.0f ? float_of(bits_of(largest) & 0x7f800000u) : 1.0f;
@@ -312,197 +207,136 @@ class piece_worker {
     }
   }
 
-  /// Folds one class's key parameters into one head's query: digits, scale and bias of the set.
-  /// One warp.
-  template <token_class Class>
-  __device__ void prepare_head(query_set<HeadDim>& set, const std::byte* record, int32_t head) {
-    using granularity = typename Policies::key_quantizer_policy::granularity;
-    using records = segment_record<Policies>;
-    constexpr int32_t index = Class == token_class::salient ? 0 : 1;
-    constexpr int32_t rounds = (HeadDim / 4 + 31) / 32;
-    float folded[rounds][4];
-    float largest = 0.0f;
-    float bias = 0.0f;
-#pragma unroll
-    for (int32_t round = 0; round < rounds; ++round) {
-      const int32_t quad = round * 32 + lane_;
-#pragma unroll
-      for (int32_t j = 0; j < 4; ++j) {
-        const int32_t channel = quad * 4 + j;
-        folded[round][j] = 0.0f;
-        if (channel >= HeadDim) continue;
-        const float q = query(head, channel);
-        if constexpr (granularity::axis == parameter_axis::channel) {
-          const auto pair = reinterpret_cast<const affine_params<Storage>*>(
-              record + records::template key_pairs_offset<Class>(HeadDim))[channel];
-          folded[round][j] = q * to_float(pair.step);
-          bias += q * to_float(pair.min);
-        } else {
-          folded[round][j] = q;
-          if constexpr (granularity::has_channel_magnitudes) {
-            folded[round][j] *= to_float(reinterpret_cast<const Storage*>(
-                record + records::key_magnitudes_offset(HeadDim))[channel]);
-          }
-          bias += folded[round][j];
-        }
-        largest = fmaxf(largest, fabsf(folded[round][j]));
-      }
-    }
-#pragma unroll
-    for (int32_t lanes = 1; lanes < 32; lanes *= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, lanes));
-      bias += __shfl_xor_sync(full_warp, bias, lanes);
-    }
-    constexpr float digits_range = 8323072.0f;  // 127 * 2^16: all digits stay signed bytes
-    const float inverse = largest > 0.0f ? digits_range / largest : 0.0f;
-#pragma unroll
-    for (int32_t round = 0; round < rounds; ++round) {
-      const int32_t quad = round * 32 + lane_;
-      if (quad * 4 >= HeadDim) continue;
-      uint32_t high = 0;
-      uint32_t middle = 0;
-      uint32_t low = 0;
-#pragma unroll
-      for (int32_t j = 0; j < 4; ++j) {
-        const int32_t fixed = __float2int_rn(folded[round][j] * inverse);
-        const int32_t upper = (fixed + 128) >> 8;
-        const int32_t digit = (upper + 128) >> 8;
-        high |= (static_cast<uint32_t>(digit) & 0xffu) << (8 * j);
-        middle |= (static_cast<uint32_t>(upper - digit * 256) & 0xffu) << (8 * j);
-        low |= (static_cast<uint32_t>(fixed - upper * 256) & 0xffu) << (8 * j);
-      }
-      // Operand B: word `block` of lane 4 * g + t holds channels 16 * block + 4 * t .. + 3 of
-      // column g.
-      const int32_t column = 2 * head * 4 + quad % 4;
-      set.digit_word(index, quad / 4, column) = high;
-      set.digit_word(index, quad / 4, column + 4) = middle;
-      set.low_digit_word(index, quad / 4, column) = low;
-    }
-    // The partner of a last block without one.
-    if (blocks % 2 == 1 && lane_ < 8) {
-      set.digit_word(index, blocks, 2 * head * 4 + lane_) = 0;
-      if (lane_ < 4) set.low_digit_word(index, blocks, 2 * head * 4 + lane_) = 0;
-    }
-    if (lane_ == 0) {
-      set.scale[index][head] = largest / digits_range * 256.0f;
-      set.bias[index][head] = bias;
-    }
-  }
-
-  template <token_class Class>
-  __device__ void prepare_heads(query_set<HeadDim>& set, const std::byte* record, int32_t first,
-                                int32_t step) {
-    if constexpr (has_pairs(Policies::template key_bits<Class>)) {
-      for (int32_t head = first; head < pass_heads; head += step)
-        prepare_head<Class>(set, record, head);
-    }
-  }
-
-  /// The prompt's set, for the whole block: a warp folds one head at a time.
-  __device__ void prepare_shared_set() {
-    const std::byte* record = layer_.record_of(sequence_, 0, piece_.head);
-    prepare_heads<token_class::salient>(shared_.set, record, warp_, attend_warps);
-    prepare_heads<token_class::regular>(shared_.set, record, warp_, attend_warps);
-  }
-
-  /// Pages [first, last) of one later segment, by one warp.
-  __device__ void sweep_alone(const page_entry* table, int32_t first, int32_t last) {
-    lone_list tiles(layer_, table, first, last, 0);
-    if constexpr (has_row_class) {
-      sweep_rows(tiles);
-      fold_rows();
+  /// All tiles of codes: the warp's share of the prompt's, which the block's warps interleave, then
+  /// those of the later segments of some pages, alone. Later segments are a page or so each, with
+  /// parameters of their own; a warp's ring runs on across them.
+  __device__ void sweep_codes(list& tiles) {
+    const int32_t pages_end = least(piece_.last, count_.pages);
+    const int32_t prompt_end = least(pages_end, count_.prompt_pages);
+    const bool has_prompt = piece_.first < prompt_end;
+    if (has_prompt) {
+      prefetch_record(0, static_cast<int32_t>(threadIdx.x));
+      tiles.begin_shared(piece_.first, prompt_end, warp_);
     } else {
-      // What is kept lies over the ring's other slots, so here the ring has one.
-      query_set<HeadDim>& set = shared_.warps[warp_].kept.set;
-      const std::byte* record =
-          layer_.record_of(sequence_, layer_.segment_of_page(count_, first), piece_.head);
-      __syncwarp();
-      prepare_heads<token_class::salient>(set, record, 0, 1);
-      prepare_heads<token_class::regular>(set, record, 0, 1);
-      __syncwarp();
-      sweep_codes<1>(tiles, set);
-      end_segment(record);
+      begin_own(tiles, piece_.first, pages_end);
     }
-  }
-
-  /// Starts copying the next tile into a slot.
-  template <class List>
-  __device__ __forceinline__ bool issue(List& tiles, int32_t slot) {
-    const bool some = !tiles.empty();
-    if (some) {
-      // The lane that knows the tile starts its copy, where one lane can.
-      const bool salient = tiles.is_salient();
-      const int32_t bytes =
-          salient ? copied_bytes<token_class::salient>() : copied_bytes<token_class::regular>();
-      std::byte* target = shared_.warps[warp_].ring[slot];
-      auto& copies = shared_.copies[warp_];
-      const bool knows = tiles.is_lanes_own();
-      if constexpr (tile_copies<shared_memory::stages>::by_one_lane()) {
-        if (knows) copies.start(slot, target, layer_.pages + tiles.own_offset(), bytes);
-      } else {
-        copies.start(slot, target, layer_.pages + tiles.offset(), bytes);
-      }
-      if (knows) {
-        shared_.counts[warp_][slot] =
-            least(tiles.own_tokens(), tile_tokens) | (salient ? 0 : regular_mark);
-      }
-      tiles.advance();
-    }
-    tile_copies<shared_memory::stages>::commit();
-    return some;
-  }
-  static constexpr int32_t regular_mark = 256;
-
-  template <token_class Class>
-  __device__ static constexpr int32_t copied_bytes() {
-    return has_pairs(Policies::template key_bits<Class>)
-               ? static_cast<int32_t>(tile_record<Policies, Class>::bytes(HeadDim))
-               : 0;
-  }
-
-  template <class List>
-  __device__ __forceinline__ void start_ring(List& tiles) {
-    tile_copies<shared_memory::stages>::order_after_stores();
+    bool own = !has_prompt;
+    bool prepared = false;
+    int32_t slot = 0;
     pending_ = 0;
-#pragma unroll
-    for (int32_t slot = 0; slot < shared_memory::stages - 1; ++slot)
-      pending_ += issue(tiles, slot) ? 1 : 0;
+    at_ = tile_mark();
+    tile_copies<tuning::stages>::order_after_stores();
+#pragma unroll 1
+    for (;;) {
+      fill_ring(tiles, slot, own);
+      if (!prepared) {
+        // The first tiles are on their way meanwhile.
+        prepared = true;
+        wait_for_queries();
+        if (has_prompt) fold_prompt_queries();
+        __syncthreads();
+      }
+      tile_mark mark;
+      if (pending_ > 0) {
+        shared_.copies[warp_].wait(slot, phases_ >> slot & 1u, pending_ - 1);
+        phases_ ^= 1u << slot;
+        mark = shared_.marks[warp_][slot];
+      }
+      if (mark.word >> 6 != at_.word >> 6) go_to(mark, own);
+      if (mark.word == tile_mark::none) {
+        if (own) break;
+        own = true;
+        slot = 0;
+        begin_own(tiles, prompt_end, pages_end);
+        continue;
+      }
+      attend_tile(shared_.warps[warp_].ring[slot], mark, own);
+      __syncwarp();
+      --pending_;
+      slot = slot + 1 == stages(own) ? 0 : slot + 1;
+    }
+  }
+  __device__ static int32_t stages(bool own) { return own ? tuning::own_stages : tuning::stages; }
+
+  /// The warp's part of the pages of later segments.
+  __device__ void begin_own(list& tiles, int32_t first, int32_t last) {
+    const int32_t pages = most(last - first, 0);
+    tiles.begin_own(first + pages * warp_ / attend_warps,
+                    first + pages * (warp_ + 1) / attend_warps);
   }
 
-  /// Streams tiles through the warp's ring of `Stages` slots; with more than one, it was started.
-  template <int32_t Stages, class List>
-  __device__ __forceinline__ void sweep_codes(List& tiles, const query_set<HeadDim>& set) {
-    bool salient = salient_bits > 0;  // the class whose field places the sums carry
-    if (Stages == 1) pending_ = issue(tiles, 0) ? 1 : 0;
-    for (int32_t slot = 0; pending_ > 0; --pending_) {
-      shared_.copies[warp_].template wait<(Stages > 1 ? Stages - 2 : 0)>(slot,
-                                                                         phases_ >> slot & 1u);
-      phases_ ^= 1u << slot;
-      if (Stages > 1) pending_ += issue(tiles, slot == 0 ? Stages - 1 : slot - 1) ? 1 : 0;
-      const int32_t mark = shared_.counts[warp_][slot];
-      const int32_t count = mark & (regular_mark - 1);
-      const std::byte* tile = shared_.warps[warp_].ring[slot];
-      if (mark < regular_mark) {
-        if constexpr (has_pairs(salient_bits)) {
-          if (!salient) change_places<regular_bits, salient_bits>();
-          attend_codes<token_class::salient>(tile, count, set);
-        }
-        salient = true;
-      } else {
-        if constexpr (has_pairs(regular_bits)) {
-          if (salient) change_places<salient_bits, regular_bits>();
-          attend_codes<token_class::regular>(tile, count, set);
-        }
-        salient = false;
-      }
-      slot = slot + 1 == Stages ? 0 : slot + 1;
-      if (Stages == 1) {
-        __syncwarp();
-        pending_ += issue(tiles, 0) ? 1 : 0;
-      }
+  /// Starts copies into all slots of the ring that are free; `slot` is the oldest one in use.
+  __device__ __forceinline__ void fill_ring(list& tiles, int32_t slot, bool own) {
+    if (!tiles.ready()) tiles.refill();
+#pragma unroll 1
+    while (pending_ < stages(own) && tiles.ready()) {
+      int32_t target = slot + pending_;
+      if (target >= stages(own)) target -= stages(own);
+      issue(tiles, target);
+      if (own) fetch_record_of(tiles.mark());
+      tiles.advance();
+      ++pending_;
     }
-    __syncwarp();
-    if (salient) change_places<salient_bits, regular_bits>();
+  }
+  /// A segment's record is on its way to L1 when its first tile is.
+  __device__ __forceinline__ void fetch_record_of(const tile_mark& mark) {
+    if (mark.segment() == fetched_segment_) return;
+    fetched_segment_ = mark.segment();
+    prefetch_record(fetched_segment_, lane_);
+  }
+  /// Starts copying the next tile into a slot.
+  __device__ __forceinline__ void issue(const list& tiles, int32_t slot) {
+    auto& copies = shared_.copies[warp_];
+    std::byte* target = shared_.warps[warp_].ring[slot];
+    // The lane that knows the tile starts its copy, where one lane can.
+    if constexpr (tile_copies<tuning::stages>::by_one_lane()) {
+      if (tiles.is_lanes_own()) {
+        copies.start(slot, target, layer_.pages + tiles.own_offset(),
+                     copied_bytes(tiles.own_mark()));
+      }
+    } else {
+      copies.start(slot, target, layer_.pages + tiles.offset(), copied_bytes(tiles.mark()));
+    }
+    if (tiles.is_lanes_own()) shared_.marks[warp_][slot] = tiles.own_mark();
+    copies.commit();
+  }
+  __device__ static int32_t copied_bytes(const tile_mark& mark) {
+    return static_cast<int32_t>(mark.which() == token_class::salient
+                                    ? shared_memory::salient_copy_bytes
+                                    : shared_memory::regular_copy_bytes);
+  }
+
+  /// Goes on to the class and segment of another tile, or to the end.
+  __device__ __forceinline__ void go_to(const tile_mark& mark, bool own) {
+    const bool same_segment = mark.segment() == at_.segment();
+    if (at_.word != tile_mark::none) {
+      // Output leaves a segment in the field places of its last class.
+      if (!same_segment || mark.which() == token_class::regular) {
+        if (at_.which() == token_class::salient) change_places<salient_bits, regular_bits>();
+      } else {
+        change_places<regular_bits, salient_bits>();
+      }
+      if (!same_segment) end_segment(layer_.record_of(sequence_, at_.segment(), piece_.head));
+    }
+    at_ = mark;
+    if (own && mark.word != tile_mark::none) {
+      __syncwarp();
+      fold_queries(shared_.warps[warp_].kept.folded, mark.which(), mark.segment());
+      __syncwarp();
+    }
+  }
+  /// The prompt's parameters into the queries, a warp for each class. Whole block.
+  __device__ void fold_prompt_queries() {
+    const auto which = static_cast<token_class>(warp_);
+    if ((which == token_class::salient && has_pairs(salient_bits)) ||
+        (which == token_class::regular && has_pairs(regular_bits))) {
+      fold_queries(shared_.folded[warp_], which, 0);
+    }
+  }
+  /// One class's key parameters of a segment into the queries. One warp.
+  __device__ void fold_queries(folded_query<HeadDim>& target, token_class which, int32_t segment) {
+    fold_query<Policies>(target, shared_.queries, query_scale(),
+                         layer_.record_of(sequence_, segment, piece_.head), which, lane_);
   }
 
   /// From the field places of one class to those of the other.
@@ -521,29 +355,42 @@ class piece_worker {
     }
   }
 
+  __device__ __forceinline__ void attend_tile(const std::byte* tile, const tile_mark& mark,
+                                              bool own) {
+    const folded_query<HeadDim>& folded =
+        own ? shared_.warps[warp_].kept.folded : shared_.folded[static_cast<int32_t>(mark.which())];
+    if (mark.which() == token_class::salient) {
+      if constexpr (has_pairs(salient_bits))
+        attend_codes<token_class::salient>(tile, mark.tokens(), folded);
+    } else {
+      if constexpr (has_pairs(regular_bits))
+        attend_codes<token_class::regular>(tile, mark.tokens(), folded);
+    }
+  }
+
   /// One tile of codes in shared memory.
   template <token_class Class>
   __device__ __forceinline__ void attend_codes(const std::byte* tile_bytes, int32_t count,
-                                               const query_set<HeadDim>& set) {
+                                               const folded_query<HeadDim>& folded) {
     using tile = tile_record<Policies, Class>;
     constexpr bool keys_by_token =
         Policies::key_quantizer_policy::granularity::axis == parameter_axis::token;
-    constexpr int32_t index = Class == token_class::salient ? 0 : 1;
     const int32_t row = lane_ / 4;
     int32_t sums[2][4];
     int32_t low[2][4];
     {
-      uint32_t q[query_set<HeadDim>::quads * 4];
-      uint32_t q_low[query_set<HeadDim>::quads * 4];
+      using operands = folded_query<HeadDim>;
+      uint32_t q[operands::quads * 4];
+      uint32_t q_low[operands::quads * 4];
 #pragma unroll
-      for (int32_t i = 0; i < query_set<HeadDim>::quads; ++i) {
-        split_words(set.digits[index][i][lane_], q + 4 * i);
-        split_words(set.low_digits[index][i][query_set<HeadDim>::low_lane(lane_)], q_low + 4 * i);
+      for (int32_t i = 0; i < operands::quads; ++i) {
+        split_words(folded.digits[i][lane_], q + 4 * i);
+        split_words(folded.low_digits[i][operands::low_lane(lane_)], q_low + 4 * i);
       }
       score_codes<tile::key_bits, HeadDim>(tile_bytes, lane_, q, q_low, sums, low);
     }
-    const float scale = set.scale[index][lane_ % 4];
-    const float bias = set.bias[index][lane_ % 4];
+    const float scale = folded.scale[lane_ % 4];
+    const float bias = folded.bias[lane_ % 4];
     float scores[4];
     const uint4 value_pairs =
         reinterpret_cast<const uint4*>(tile_bytes + tile::value_pairs_offset(HeadDim))[row];
@@ -583,7 +430,7 @@ class piece_worker {
     const float tile_step = fmaxf(fmaxf(steps[0], steps[1]), fmaxf(steps[2], steps[3]));
     const bool outside = tile_maximum > state_.maximum + lane_state<HeadDim>::margin ||
                          tile_step * state_.value_scale > lane_state<HeadDim>::largest_scaled_step;
-    if (__any_sync(full_warp, outside)) state_.adapt(tile_maximum, tile_step);
+    if (__any_sync(whole_warp, outside)) state_.adapt(tile_maximum, tile_step);
     uint32_t weights[4];
 #pragma unroll
     for (int32_t octet = 0; octet < 4; ++octet) {
@@ -611,33 +458,35 @@ class piece_worker {
             to_float(Storage{static_cast<uint16_t>(pair >> 16)})};
   }
 
-  /// Tiles of a class that is kept in 16 bits.
-  template <class List>
-  __device__ void sweep_rows(List& tiles) {
-    for (; !tiles.empty(); tiles.advance()) {
-      const int32_t count = tiles.tokens();
+  /// Tiles of a class that is kept in 16 bits, of all segments.
+  __device__ void sweep_rows(list& tiles) {
+    tiles.begin_shared(piece_.first, least(piece_.last, count_.pages), warp_);
+#pragma unroll 1
+    for (;;) {
+      if (!tiles.ready()) tiles.refill();
+      if (!tiles.ready()) break;
+      const int32_t count = tiles.mark().tokens();
       attend_rows_tile(reinterpret_cast<const Storage*>(layer_.pages + tiles.offset()),
                        [&](int32_t token) { return token < count; });
+      tiles.advance();
     }
   }
 
   /// Tile `index` behind the pages: the window's ring, then the sinks. It is a segment of its own.
   __device__ void attend_row_tile(int32_t index) {
     const int32_t in_window = window_tiles_in_use(layer_, count_);
+    const bool is_window = index < in_window;
+    // Age of the tile's first token, 0 for the window's oldest or the first sink; the ring wraps.
+    const int32_t age =
+        is_window ? index * tile_tokens - count_.window_first : (index - in_window) * tile_tokens;
     const int32_t slots = layer_.window_tiles * tile_tokens;
-    if (index < in_window) {
-      attend_rows_tile(layer_.window_tile(sequence_, piece_.head, index), [&](int32_t token) {
-        // 0 is the window's oldest token.
-        int32_t age = index * tile_tokens + token - count_.window_first;
-        if (age < 0) age += slots;
-        return age < visible_window_;
-      });
-    } else {
-      attend_rows_tile(
-          layer_.sink_tile(sequence_, piece_.head, index - in_window),
-          [&](int32_t token) { return (index - in_window) * tile_tokens + token < count_.sinks; });
-    }
-    fold_rows();
+    const int32_t end = is_window ? visible_window_ : count_.sinks;
+    attend_rows_tile(is_window ? layer_.window_tile(sequence_, piece_.head, index)
+                               : layer_.sink_tile(sequence_, piece_.head, index - in_window),
+                     [&](int32_t token) {
+                       const int32_t own = age + token;
+                       return (own < 0 ? own + slots : own) < end;
+                     });
   }
 
   /// One tile of 16-bit keys and values in global memory; is_valid(token) says which of its slots
@@ -657,7 +506,7 @@ class piece_worker {
       scores[octet] = is_valid(8 * octet + row) ? score : -INFINITY;
       tile_maximum = fmaxf(tile_maximum, scores[octet]);
     }
-    if (__any_sync(full_warp, tile_maximum > state_.maximum + lane_state<HeadDim>::margin))
+    if (__any_sync(whole_warp, tile_maximum > state_.maximum + lane_state<HeadDim>::margin))
       state_.adapt(tile_maximum, 0.0f);
     uint32_t weights[4];
 #pragma unroll
@@ -698,7 +547,7 @@ class piece_worker {
   }
 
   __device__ static float sum_over_rows(float x) {
-    for (int32_t lanes = 4; lanes < 32; lanes *= 2) x += __shfl_xor_sync(full_warp, x, lanes);
+    for (int32_t lanes = 4; lanes < 32; lanes *= 2) x += __shfl_xor_sync(whole_warp, x, lanes);
     return x;
   }
 
@@ -739,7 +588,9 @@ class piece_worker {
   int32_t visible_window_;
   int32_t warp_;
   int32_t lane_;
-  int32_t pending_ = 0;
+  int32_t pending_ = 0;  // tiles in the ring
+  int32_t fetched_segment_ = -1;
+  tile_mark at_;      // class and segment that the sums belong to
   uint32_t& phases_;  // of the ring's slots, across pieces
   lane_state<HeadDim> state_;
 };
@@ -766,7 +617,7 @@ static __global__ void __launch_bounds__(attend_threads,
   uint32_t phases = 0;
   const uint32_t end = line.begin_of(blockIdx.x + 1);
   for (uint32_t unit = line.begin_of(blockIdx.x); unit < end;) {
-    const attend_piece piece = find_piece(prefix, batch.num_items, copies, passes, unit, end);
+    const attend_piece piece = find_piece(line, prefix, batch.num_items, copies, passes, unit, end);
     const sequence_counts count = layer.counts[batch.sequences[piece.item]];
     piece_worker<Policies, Storage, HeadDim> worker(layer, batch, shared, piece, count, phases);
     worker.run(batch);
@@ -774,7 +625,7 @@ static __global__ void __launch_bounds__(attend_threads,
         layer, batch, workspace, line, piece, shared.states,
         [&](int32_t warp) { return shared.out_of(warp); }, passes, &shared.arrival);
     __syncthreads();
-    unit += static_cast<uint32_t>(piece.last - piece.first);
+    unit += piece.units;
   }
 }
 

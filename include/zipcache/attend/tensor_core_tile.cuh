@@ -16,13 +16,12 @@
 
 #include <cstdint>
 
+#include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/core/types.hpp>
 #include <zipcache/store/layout.hpp>
 
 namespace zipcache::detail {
-
-inline constexpr uint32_t full_warp = 0xffffffffu;
 
 __device__ __forceinline__ void mma_bytes(int32_t (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                           uint32_t a3, uint32_t b0, uint32_t b1) {

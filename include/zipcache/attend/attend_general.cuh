@@ -17,6 +17,7 @@ struct general_shared {
   float weights[attend_warps][pass_heads][tile_tokens];
   float out[attend_warps][pass_heads][HeadDim];
   block_states<pass_heads> states;
+  attend_tasks tasks;
   uint32_t arrival;
 };
 
@@ -75,8 +76,8 @@ class general_worker {
         attend_class<token_class::regular>(
             page + entry.salient_tiles() * segment_shape<Policies>::salient_tile_bytes(HeadDim),
             entry.regular_tokens, record);
-      } else {
-        attend_rows(unit - count_.pages);
+      } else if (unit >= first_row_unit(layer_, count_)) {
+        attend_rows(unit - first_row_unit(layer_, count_));
       }
     }
     publish();
@@ -223,18 +224,15 @@ static __global__ void __launch_bounds__(attend_threads)
       reinterpret_cast<uint32_t*>(dynamic_memory + round_up<size_t>(sizeof(shared), 16));
   const int32_t group = layer.group();
   const int32_t passes = ceil_div(group, pass_heads);
-  const int32_t copies = layer.num_kv_heads * passes;
-  const attend_line line = plan_line(layer, batch, copies, prefix);
-  write_empty_items<HeadDim>(layer, batch, prefix);
-  const uint32_t end = line.begin_of(blockIdx.x + 1);
-  for (uint32_t unit = line.begin_of(blockIdx.x); unit < end;) {
-    const attend_piece piece = find_piece(line, prefix, batch.num_items, copies, passes, unit, end);
+  const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
+  for_each_piece(layer, batch, passes, shared.tasks, prefix, [&] {
+    const attend_piece& piece = shared.tasks.piece;
+    const sequence_counts& count = shared.tasks.count;
     const int32_t sequence = batch.sequences[piece.item];
-    const sequence_counts count = layer.counts[sequence];
     const Storage* rows = batch.q + (static_cast<int64_t>(piece.item) * layer.num_qo_heads +
-                                     piece.head * group + piece.pass * pass_heads) *
+                                     piece.head * group + pass * pass_heads) *
                                         HeadDim;
-    const int32_t heads = least(pass_heads, group - piece.pass * pass_heads);
+    const int32_t heads = least(pass_heads, group - pass * pass_heads);
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < pass_heads * HeadDim;
          i += attend_threads) {
       shared.q[i / HeadDim][i % HeadDim] =
@@ -247,11 +245,9 @@ static __global__ void __launch_bounds__(attend_threads)
                                                       visible_window);
     worker.run();
     finish_piece<HeadDim>(
-        layer, batch, workspace, line, piece, shared.states,
+        layer, batch, workspace, piece, shared.states,
         [&](int32_t warp) { return &shared.out[warp][0][0]; }, passes, &shared.arrival);
-    __syncthreads();
-    unit += piece.units;
-  }
+  });
 }
 
 }  // namespace zipcache::detail

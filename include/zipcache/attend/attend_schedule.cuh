@@ -3,7 +3,7 @@
 // (sequence, KV head), then its 16-bit tiles. A fixed grid cuts that line into equal pieces, so one
 // launch serves any batch, ragged or not, and its lengths may change between replays of a captured
 // graph. A block that ends inside a (sequence, head) leaves a partial softmax state; the last block
-// to arrive there merges all of them in block order, so results are reproducible.
+// to arrive there merges all of them in order, so results are reproducible.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,8 @@ __device__ __forceinline__ float exp2_unit(float x) {
 /// Items whose prefix sums a block keeps; longer batches are launched in parts.
 inline constexpr int32_t attend_max_items = 1024;
 
-/// Partial states between blocks: [blocks, 2, heads, head_dim + 2] floats and one counter for each
-/// (item, head, pass).
+/// Partial states between teams: [teams, 2, passes, heads, head_dim + 2] floats, and one counter
+/// for each (item, head, pass).
 struct attend_workspace {
   float* partials;
   uint32_t* arrivals;
@@ -56,62 +56,75 @@ __device__ inline int32_t window_tiles_in_use(const device_layer<Policies, Stora
   return count.window_first == 0 ? ceil_div(count.window, tile_tokens) : layer.window_tiles;
 }
 
+/// Of a sequence's units, the first that is a 16-bit tile. They wait for another form of the
+/// queries and are taken by all warps together, so the first four cost what four pages do: what is
+/// missing to four lies before them as units without work.
+template <class Policies, class Storage>
+__device__ inline int32_t first_row_unit(const device_layer<Policies, Storage>& layer,
+                                         const sequence_counts& count) {
+  const int32_t tiles = window_tiles_in_use(layer, count) + ceil_div(count.sinks, tile_tokens);
+  return count.pages + (tiles > 0 ? most(0, attend_warps - tiles) : 0);
+}
+
+/// Pages of a sequence, and its 16-bit tiles.
 template <class Policies, class Storage>
 __device__ inline int32_t units_of(const device_layer<Policies, Storage>& layer,
                                    const sequence_counts& count) {
-  return count.pages + window_tiles_in_use(layer, count) + ceil_div(count.sinks, tile_tokens);
+  return first_row_unit(layer, count) + window_tiles_in_use(layer, count) +
+         ceil_div(count.sinks, tile_tokens);
 }
 
-/// One stretch of one (item, KV head, pass).
+/// One stretch of one (item, KV head), for the pass of the block.
 struct attend_piece {
   int32_t item;
   int32_t head;
-  int32_t pass;
-  int32_t first;  ///< pages and 16-bit tiles [first, last); may be none
+  int32_t first;  ///< units [first, last) of the sequence; may be none
   int32_t last;
-  bool begins;          ///< with the (item, head, pass)'s first unit
-  bool ends;            ///< with its last one
-  uint32_t units;       ///< on the line
-  uint32_t line_begin;  ///< of the (item, head, pass) on the line
-  uint32_t line_last;   ///< its last unit
+  uint32_t first_team;  ///< the (item, head) is the work of teams [first_team, last_team]
+  uint32_t last_team;
+  bool begins;  ///< with the (item, head)'s first unit
+
+  __device__ bool is_whole() const { return first_team == last_team; }
 };
 
-/// Units that an (item, head, pass) has on the line beside its tiles where lengths differ, for what
+/// Units that an (item, head) has on the line beside its tiles where lengths differ, for what
 /// beginning with it takes. Without them the block that gets all the short sequences comes last.
 inline constexpr uint32_t begin_units = 2;
 
-/// The line of all units and how blocks share it. The line is cut into equal sections and each of
-/// those into `parts` stretches, one for a block; blocks beyond have none. In 32 bits, since long
-/// divisions would take a good part of a short launch.
+/// The line of all units and how teams share it; a team is a block for each pass over the query
+/// heads. Its blocks read the same tiles at the same time, so all but the first find them in L2.
+/// The line is cut into equal sections and each of those into `parts` stretches, one for a team;
+/// teams beyond have none. In 32 bits, since long divisions would take a good part of a short
+/// launch.
 struct attend_line {
   uint32_t total;
   uint32_t section;  ///< units of a section
-  uint32_t parts;    ///< blocks of a section
-  uint32_t blocks;
-  uint32_t beside;  ///< units of an (item, head, pass) that stand for no tile; they come first
+  uint32_t parts;    ///< teams of a section
+  uint32_t teams;
+  uint32_t beside;  ///< units of an (item, head) that stand for no tile; they come first
 
-  /// Sections are (item, head, pass) where all are equally long and the grid has about a whole
-  /// number of blocks for each; then no block works on two of them. Otherwise the line is one.
-  __device__ attend_line(uint32_t units, uint32_t slots, bool equal_lengths)
-      : total(units), beside(equal_lengths ? 0 : begin_units) {
-    const uint32_t grid = gridDim.x;
-    section = total;
-    parts = least(grid, total);
-    blocks = parts;
-    if (!equal_lengths || slots == 0 || slots > grid || total == 0) return;
-    const uint32_t for_each = least(grid / slots, total / slots);
-    if (for_each * slots < grid - grid / 8 && for_each < total / slots) return;
-    section = total / slots;
-    parts = for_each;
-    blocks = for_each * slots;
+  /// Sections are (item, head) where all are equally long and there is about a whole number of
+  /// teams for each; then no team works on two of them. Otherwise the line is one.
+  __device__ static attend_line make(uint32_t units, uint32_t slots, uint32_t max_teams,
+                                     bool equal_lengths) {
+    attend_line line{units, units, least(max_teams, units), least(max_teams, units),
+                     equal_lengths ? 0 : begin_units};
+    if (!equal_lengths || slots == 0 || slots > max_teams || units == 0) return line;
+    const uint32_t section = units / slots;
+    const uint32_t for_each = least(max_teams / slots, section);
+    if (for_each * slots < max_teams - max_teams / 8 && for_each < section) return line;
+    line.section = section;
+    line.parts = for_each;
+    line.teams = for_each * slots;
+    return line;
   }
-  __device__ uint32_t begin_of(uint32_t block) const {
-    if (block >= blocks) return total;
-    const uint32_t part = block % parts;
-    return block / parts * section + section / parts * part + least(part, section % parts);
+  __device__ uint32_t begin_of(uint32_t team) const {
+    if (team >= teams) return total;
+    const uint32_t part = team % parts;
+    return team / parts * section + section / parts * part + least(part, section % parts);
   }
-  /// The block that has unit `unit`.
-  __device__ uint32_t block_of(uint32_t unit) const {
+  /// The team that has unit `unit`.
+  __device__ uint32_t team_of(uint32_t unit) const {
     const uint32_t in_section = unit % section;
     const uint32_t size = section / parts;
     const uint32_t larger = section % parts;  // so many first parts have one unit more
@@ -122,38 +135,55 @@ struct attend_line {
   }
 };
 
-/// Units of an item on the line, by one lane.
+/// The counts of an item's sequence, `intervals` aside. (The compiler would copy byte by byte.)
 template <class Policies, class Storage>
-__device__ uint32_t line_units_of(const device_layer<Policies, Storage>& layer,
-                                  const attend_batch<Storage>& batch, int32_t item) {
-  if (item >= batch.num_items) return 0;
-  return static_cast<uint32_t>(units_of(layer, layer.counts[batch.sequences[item]]));
+__device__ __forceinline__ sequence_counts load_counts(const device_layer<Policies, Storage>& layer,
+                                                       const attend_batch<Storage>& batch,
+                                                       int32_t item) {
+  const auto* words = reinterpret_cast<const int4*>(layer.counts + batch.sequences[item]);
+  const int4 first = words[0];
+  const int4 second = words[1];
+  sequence_counts count;
+  count.pages = first.x;
+  count.prompt_pages = first.y;
+  count.prompt_tokens = first.z;
+  count.sinks = first.w;
+  count.window_first = second.x;
+  count.window = second.y;
+  count.sealed = second.z;
+  count.segments = second.w;
+  return count;
 }
 
-/// Fills prefix[i] = units of items before i, times heads and passes; prefix [num_items + 1] in
-/// shared memory.
+/// Units of an item, by one lane.
+template <class Policies, class Storage>
+__device__ uint32_t units_of_item(const device_layer<Policies, Storage>& layer,
+                                  const attend_batch<Storage>& batch, int32_t item) {
+  if (item >= batch.num_items) return 0;
+  return static_cast<uint32_t>(units_of(layer, load_counts(layer, batch, item)));
+}
+
+/// Fills prefix[i] = units of items before i, times heads; prefix [num_items + 1] in shared memory.
+/// One warp.
 template <class Policies, class Storage>
 __device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
-                                 const attend_batch<Storage>& batch, int32_t copies,
+                                 const attend_batch<Storage>& batch, uint32_t max_teams,
                                  uint32_t* prefix) {
-  // Every warp scans, 32 items at a time; all write the same numbers.
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  const uint32_t first_units = line_units_of(layer, batch, lane);
+  const uint32_t expected = units_of_item(layer, batch, 0);
+  const uint32_t first_units = units_of_item(layer, batch, lane);
   bool equal = true;
-  {
-    const uint32_t expected = __shfl_sync(whole_warp, first_units, 0);
-    for (int32_t first = 0; first < batch.num_items; first += 32) {
-      const uint32_t units = first == 0 ? first_units : line_units_of(layer, batch, first + lane);
-      equal = equal && (first + lane >= batch.num_items || units == expected);
-    }
-    equal = __all_sync(whole_warp, equal);
+  for (int32_t first = 0; first < batch.num_items; first += 32) {
+    const uint32_t units = first == 0 ? first_units : units_of_item(layer, batch, first + lane);
+    equal = equal && (first + lane >= batch.num_items || units == expected);
   }
+  equal = __all_sync(whole_warp, equal);
+  const auto heads = static_cast<uint32_t>(layer.num_kv_heads);
   uint32_t sum = 0;
   for (int32_t first = 0; first < batch.num_items; first += 32) {
     const int32_t item = first + lane;
-    const uint32_t units = first == 0 ? first_units : line_units_of(layer, batch, item);
-    const uint32_t own =
-        units == 0 ? 0 : (units + (equal ? 0 : begin_units)) * static_cast<uint32_t>(copies);
+    const uint32_t units = first == 0 ? first_units : units_of_item(layer, batch, item);
+    const uint32_t own = units == 0 ? 0 : (units + (equal ? 0 : begin_units)) * heads;
     uint32_t inclusive = own;
 #pragma unroll
     for (int32_t step = 1; step < 32; step *= 2) {
@@ -164,14 +194,15 @@ __device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
     sum += __shfl_sync(whole_warp, inclusive, 31);
   }
   if (lane == 0) prefix[batch.num_items] = sum;
-  __syncthreads();
-  return attend_line(sum, static_cast<uint32_t>(batch.num_items * copies), equal);
+  __syncwarp();
+  return attend_line::make(sum, static_cast<uint32_t>(batch.num_items) * heads, max_teams, equal);
 }
 
-/// The piece that begins at `unit`, cut at the end of its (item, head, pass) and at `end`.
+/// The piece of units [unit, end) or what of it lies in the first (item, head) there; `unit` goes
+/// on to its end.
 __device__ inline attend_piece find_piece(const attend_line& line, const uint32_t* prefix,
-                                          int32_t num_items, int32_t copies, int32_t passes,
-                                          uint32_t unit, uint32_t end) {
+                                          int32_t num_items, int32_t num_kv_heads, uint32_t& unit,
+                                          uint32_t end) {
   int32_t low = 0;
   int32_t high = num_items;  // the last item with prefix <= unit
   while (high - low > 1) {
@@ -181,23 +212,143 @@ __device__ inline attend_piece find_piece(const attend_line& line, const uint32_
     else
       high = middle;
   }
-  const uint32_t total = (prefix[low + 1] - prefix[low]) / static_cast<uint32_t>(copies);
+  const uint32_t total = (prefix[low + 1] - prefix[low]) / static_cast<uint32_t>(num_kv_heads);
   const uint32_t offset = unit - prefix[low];
-  const uint32_t copy = offset / total;
-  const uint32_t first = offset - copy * total;
+  const uint32_t head = offset / total;
+  const uint32_t first = offset - head * total;
   const uint32_t last = least(total, first + end - unit);
+  const uint32_t line_begin = unit - first;
   attend_piece piece;
   piece.item = low;
-  piece.head = static_cast<int32_t>(copy) / passes;
-  piece.pass = static_cast<int32_t>(copy) % passes;
+  piece.head = static_cast<int32_t>(head);
   piece.first = static_cast<int32_t>(first - least(first, line.beside));
   piece.last = static_cast<int32_t>(last - least(last, line.beside));
+  piece.first_team = line.team_of(line_begin);
+  piece.last_team = line.team_of(line_begin + total - 1);
   piece.begins = first == 0;
-  piece.ends = last == total;
-  piece.units = last - first;
-  piece.line_begin = prefix[low] + copy * total;
-  piece.line_last = piece.line_begin + total - 1;
+  unit += last - first;
   return piece;
+}
+
+/// Sequences without a token have no unit, so nobody else writes their output: zeros, and -inf as
+/// lse.
+template <class Policies, class Storage>
+__device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
+                                  const attend_batch<Storage>& batch, const uint32_t* prefix) {
+  for (int32_t item = static_cast<int32_t>(blockIdx.x); item < batch.num_items;
+       item += static_cast<int32_t>(gridDim.x)) {
+    if (prefix[item + 1] > prefix[item]) continue;
+    const int64_t first_row = static_cast<int64_t>(item) * layer.num_qo_heads;
+    const int32_t values = layer.num_qo_heads * layer.head_dim;
+#pragma unroll 1
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < values; i += attend_threads) {
+      batch.out[first_row * layer.head_dim + i] = from_float<Storage>(0.0f);
+      if (i < layer.num_qo_heads && batch.lse != nullptr) batch.lse[first_row + i] = -INFINITY;
+    }
+  }
+}
+
+/// The pieces of a block, one after the other, in shared memory: the block's first warp finds them
+/// for all, since the same instructions in every warp would only take turns.
+struct attend_tasks {
+  attend_line line;
+  uint32_t unit;  ///< what is left of the block's stretch: [unit, end)
+  uint32_t end;
+  bool all_equal;      ///< all lengths; then there is no prefix
+  bool some;           ///< whether there is a piece at hand
+  attend_piece piece;  ///< the piece at hand
+  sequence_counts count;
+
+  /// Where all items are equally long, `teams_for_each` teams work on each (item, head), which is
+  /// known before any length is: so the block's own counts are on their way together with those
+  /// that must be equal to them, and nothing is left to search. False if lengths differ or do not
+  /// suit. One warp.
+  template <class Policies, class Storage>
+  __device__ bool begin_equal(const device_layer<Policies, Storage>& layer,
+                              const attend_batch<Storage>& batch, int32_t passes) {
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    const auto heads = static_cast<uint32_t>(layer.num_kv_heads);
+    const uint32_t max_teams = gridDim.x / static_cast<uint32_t>(passes);
+    const uint32_t team = blockIdx.x / static_cast<uint32_t>(passes);
+    const uint32_t slots = static_cast<uint32_t>(batch.num_items) * heads;
+    if (slots > max_teams) return false;
+    const uint32_t teams_for_each = max_teams / slots;
+    if (teams_for_each * slots < max_teams - max_teams / 8) return false;
+    const uint32_t slot = team / teams_for_each;
+    const bool works = slot < slots;
+    const uint32_t item = works ? slot / heads : 0;
+    const sequence_counts own = load_counts(layer, batch, static_cast<int32_t>(item));
+    bool equal = true;
+    const int32_t units = units_of(layer, own);
+#pragma unroll 2
+    for (int32_t first = 0; first < batch.num_items; first += 32) {
+      const int32_t other = least(first + lane, batch.num_items - 1);
+      equal = equal && units_of(layer, load_counts(layer, batch, other)) == units;
+    }
+    if (!__all_sync(whole_warp, equal) || static_cast<uint32_t>(units) < teams_for_each)
+      return false;
+    if (lane != 0) return true;
+    const uint32_t part = team - slot * teams_for_each;
+    const uint32_t size = static_cast<uint32_t>(units) / teams_for_each;
+    const uint32_t larger = static_cast<uint32_t>(units) - size * teams_for_each;
+    const uint32_t first = size * part + least(part, larger);
+    unit = end = 0;
+    all_equal = true;
+    some = works;
+    piece.item = static_cast<int32_t>(item);
+    piece.head = static_cast<int32_t>(slot - item * heads);
+    piece.first = static_cast<int32_t>(first);
+    piece.last = static_cast<int32_t>(first + size + (part < larger ? 1 : 0));
+    piece.first_team = slot * teams_for_each;
+    piece.last_team = piece.first_team + teams_for_each - 1;
+    piece.begins = part == 0;
+    count = own;
+    return true;
+  }
+  /// Any lengths. One warp.
+  template <class Policies, class Storage>
+  __device__ void begin(const device_layer<Policies, Storage>& layer,
+                        const attend_batch<Storage>& batch, int32_t passes, uint32_t* prefix) {
+    const uint32_t max_teams = gridDim.x / static_cast<uint32_t>(passes);
+    const uint32_t team = blockIdx.x / static_cast<uint32_t>(passes);
+    const attend_line planned = plan_line(layer, batch, max_teams, prefix);
+    if (threadIdx.x % 32 != 0) return;
+    line = planned;
+    unit = line.begin_of(team);
+    end = team < max_teams ? line.begin_of(team + 1) : unit;
+    all_equal = false;
+  }
+  /// One warp.
+  template <class Policies, class Storage>
+  __device__ void next(const device_layer<Policies, Storage>& layer,
+                       const attend_batch<Storage>& batch, const uint32_t* prefix) {
+    if (threadIdx.x % 32 != 0) return;
+    some = unit < end;
+    if (!some) return;
+    piece = find_piece(line, prefix, batch.num_items, layer.num_kv_heads, unit, end);
+    count = load_counts(layer, batch, piece.item);
+  }
+};
+
+/// Calls work() for every piece of the block, with all its threads. `prefix` [num_items + 1] in
+/// shared memory.
+template <class Policies, class Storage, class Work>
+__device__ void for_each_piece(const device_layer<Policies, Storage>& layer,
+                               const attend_batch<Storage>& batch, int32_t passes,
+                               attend_tasks& tasks, uint32_t* prefix, Work&& work) {
+  const bool finds = threadIdx.x < 32;
+  bool found = finds && tasks.begin_equal(layer, batch, passes);
+  if (finds && !found) tasks.begin(layer, batch, passes, prefix);
+#pragma unroll 1
+  for (;;) {
+    if (finds && !found) tasks.next(layer, batch, prefix);
+    found = false;
+    __syncthreads();
+    if (!tasks.some) break;
+    work();
+    __syncthreads();
+  }
+  if (!tasks.all_equal) write_empty_items(layer, batch, prefix);
 }
 
 /// Where the query of an item is kept if it is a probe of the interval that its sequence is
@@ -219,7 +370,8 @@ __device__ inline int32_t kept_slot(const device_layer<Policies, Storage>& layer
   return slot;
 }
 
-/// One head's state in a warp: channels lane + 32 * n of the output, not yet divided by the sum.
+/// One head's state in a warp, output not yet divided by the sum. A lane has `rounds` channels in a
+/// row, so that it reads and writes them together.
 template <int32_t HeadDim>
 struct head_state {
   static constexpr int32_t rounds = ceil_div(HeadDim, 32);
@@ -233,8 +385,25 @@ struct head_state {
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
 #pragma unroll
     for (int32_t round = 0; round < rounds; ++round) {
-      const int32_t channel = round * 32 + lane;
+      const int32_t channel = lane * rounds + round;
       if (HeadDim % 32 == 0 || channel < HeadDim) visit(round, channel);
+    }
+  }
+  /// The lane's channels of a row [HeadDim] that other blocks may have written, aligned to 16
+  /// bytes.
+  __device__ __forceinline__ static void load_shared_row(const float* row, float (&x)[rounds]) {
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    if constexpr (HeadDim % 128 == 0) {
+#pragma unroll
+      for (int32_t i = 0; i < rounds / 4; ++i) {
+        const float4 four = __ldcg(reinterpret_cast<const float4*>(row + lane * rounds) + i);
+        x[4 * i] = four.x;
+        x[4 * i + 1] = four.y;
+        x[4 * i + 2] = four.z;
+        x[4 * i + 3] = four.w;
+      }
+    } else {
+      for_each_channel([&](int32_t round, int32_t channel) { x[round] = __ldcg(row + channel); });
     }
   }
 };
@@ -269,23 +438,6 @@ __device__ void write_output(const device_layer<Policies, Storage>& layer,
   const int32_t hidden = batch.hidden != nullptr ? batch.hidden[item] : 0;
   const int32_t interval_row = layer.counts[sequence].window - 1 - hidden - layer.recent;
   atomicOr(layer.probes.recorded_of(sequence) + interval_row / 32, 1u << (interval_row % 32));
-}
-
-/// Sequences without a token have no unit, so nobody else writes their output: zeros, and -inf as
-/// lse.
-template <int32_t HeadDim, class Policies, class Storage>
-__device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
-                                  const attend_batch<Storage>& batch, const uint32_t* prefix) {
-  for (int32_t item = static_cast<int32_t>(blockIdx.x); item < batch.num_items;
-       item += static_cast<int32_t>(gridDim.x)) {
-    if (prefix[item + 1] > prefix[item]) continue;
-    const int64_t first_row = static_cast<int64_t>(item) * layer.num_qo_heads;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < layer.num_qo_heads * HeadDim;
-         i += attend_threads) {
-      batch.out[first_row * HeadDim + i] = from_float<Storage>(0.0f);
-      if (i < layer.num_qo_heads && batch.lse != nullptr) batch.lse[first_row + i] = -INFINITY;
-    }
-  }
 }
 
 /// A block's share of one (item, head, pass) in shared memory, by warp: states [warps, heads], out
@@ -328,94 +480,111 @@ __device__ inline uint32_t arrive(uint32_t* counter) {
   return before;
 }
 
-/// Partial states of one (item, head, pass), each [heads, HeadDim + 2]: maximum, sum, values. A
-/// block leaves at most two: the second of its places is for one that continues an earlier block's.
+/// Partial states, for the pass of a block: [teams, 2, passes] of values [heads, HeadDim], then
+/// (maximum, sum) [heads]. A team leaves at most two: the second place is for a piece that
+/// continues an earlier team's.
 template <int32_t Heads, int32_t HeadDim>
 struct partial_states {
   static constexpr int32_t size = Heads * (HeadDim + 2);
-  float* partials;
+  float* first;
+  int32_t stride;  ///< from one place to the next
 
-  __device__ float* of(int32_t block, bool continues, int32_t head) const {
-    return partials + (static_cast<int64_t>(block) * 2 + (continues ? 1 : 0)) * size +
-           head * (HeadDim + 2);
+  __device__ partial_states(float* partials, int32_t pass, int32_t passes)
+      : first(partials + pass * size), stride(passes * size) {}
+  __device__ float* of(uint32_t team, bool continues) const {
+    return first + (static_cast<int64_t>(team) * 2 + (continues ? 1 : 0)) * stride;
+  }
+  __device__ static float* values(float* part, int32_t head) { return part + head * HeadDim; }
+  __device__ static float* softmax(float* part, int32_t head) {
+    return part + Heads * HeadDim + 2 * head;
   }
 };
 
-/// Merges one head's partial states of blocks [first, last], in block order. One warp: lanes are
-/// blocks for the factors and channels for the sums, so that most loads are in flight together.
+/// Merges one head's partial states of teams [first, last], in their order. One warp; 16 states are
+/// on their way together, since every wait is for the L2 and there may be many.
 template <int32_t Heads, int32_t HeadDim>
-__device__ head_state<HeadDim> merge_blocks(partial_states<Heads, HeadDim> parts, int32_t first,
-                                            int32_t last, int32_t head) {
-  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  head_state<HeadDim> merged;
-  for (int32_t block = first + lane; block <= last; block += 32) {
-    const float* part = parts.of(block, block > first, head);
-    merged.maximum = fmaxf(merged.maximum, __ldcg(part + 1) > 0.0f ? __ldcg(part) : -INFINITY);
-  }
-  for (int32_t step = 1; step < 32; step *= 2)
-    merged.maximum = fmaxf(merged.maximum, __shfl_xor_sync(whole_warp, merged.maximum, step));
-  for (int32_t base = first; base <= last; base += 32) {
-    float factor = 0.0f;
-    if (base + lane <= last) {
-      const float* part = parts.of(base + lane, base + lane > first, head);
-      const float sum = __ldcg(part + 1);
-      factor = sum > 0.0f ? exp2_unit(__ldcg(part) - merged.maximum) : 0.0f;
-      merged.sum += factor * sum;
+__device__ head_state<HeadDim> merge_teams(const partial_states<Heads, HeadDim>& parts,
+                                           uint32_t first, uint32_t last, int32_t head) {
+  using state = head_state<HeadDim>;
+  constexpr uint32_t together = state::rounds <= 4 ? 16 : 8;
+  const auto lane = static_cast<uint32_t>(threadIdx.x % 32);
+  state merged;
+#pragma unroll 1
+  for (uint32_t base = first; base <= last; base += together) {
+    float values[together][state::rounds] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < together; ++i) {
+      const uint32_t team = least(base + i, last);
+      state::load_shared_row(parts.values(parts.of(team, team > first), head), values[i]);
     }
-    const int32_t count = least(32, last - base + 1);
-    const float* values = parts.of(base, true, head) + 2;
-#pragma unroll 4
-    for (int32_t i = 0; i < count; ++i, values += 2 * parts.size) {
+    float maximum = -INFINITY;
+    float sum = 0.0f;
+    if (lane < together && base + lane <= last) {
+      const float2 one = __ldcg(reinterpret_cast<const float2*>(
+          parts.softmax(parts.of(base + lane, base + lane > first), head)));
+      sum = one.y;
+      if (sum > 0.0f) maximum = one.x;
+    }
+    float highest = fmaxf(maximum, merged.maximum);
+    for (int32_t step = 1; step < 32; step *= 2)
+      highest = fmaxf(highest, __shfl_xor_sync(whole_warp, highest, step));
+    const float kept = merged.sum > 0.0f ? exp2_unit(merged.maximum - highest) : 0.0f;
+    const float factor = sum > 0.0f ? exp2_unit(maximum - highest) : 0.0f;
+    merged.maximum = highest;
+    merged.sum = merged.sum * kept + warp_sum(factor * sum);
+#pragma unroll
+    for (int32_t round = 0; round < state::rounds; ++round) merged.values[round] *= kept;
+#pragma unroll
+    for (uint32_t i = 0; i < together; ++i) {
       const float scale = __shfl_sync(whole_warp, factor, i);
-      const float* own = base + i > first ? values : values - parts.size;
-      merged.for_each_channel([&](int32_t round, int32_t channel) {
-        merged.values[round] = fmaf(scale, __ldcg(own + channel), merged.values[round]);
-      });
+#pragma unroll
+      for (int32_t round = 0; round < state::rounds; ++round) {
+        // What has no weight may be left over from another launch.
+        if (scale > 0.0f)
+          merged.values[round] = fmaf(scale, values[i][round], merged.values[round]);
+      }
     }
   }
-  for (int32_t step = 1; step < 32; step *= 2)
-    merged.sum += __shfl_xor_sync(whole_warp, merged.sum, step);
   return merged;
 }
 
-/// Hands the block's merged state on: to the output if the block has the whole (item, head, pass),
-/// else to the workspace, and if all other parts are there already, merges them in block order. A
-/// warp works on a head.
+/// Hands the block's merged state on: to the output if its team has the whole (item, head), else to
+/// the workspace, and if all other teams' parts are there already, merges them in order. A warp
+/// works on a query head.
 template <int32_t HeadDim, int32_t Heads, class Policies, class Storage, class OutOf>
 __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
                              const attend_batch<Storage>& batch, const attend_workspace& workspace,
-                             const attend_line& line, const attend_piece& piece,
-                             const block_states<Heads>& states, const OutOf& out_of, int32_t passes,
-                             uint32_t* arrival) {
+                             const attend_piece& piece, const block_states<Heads>& states,
+                             const OutOf& out_of, int32_t passes, uint32_t* arrival) {
   static_assert(Heads <= attend_warps, "zipcache: a warp merges one head");
+  const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
+  const auto team = blockIdx.x / static_cast<uint32_t>(passes);
   const int32_t group = layer.group();
   const int32_t head = static_cast<int32_t>(threadIdx.x) / 32;
-  const bool has_head = head < least(Heads, group - piece.pass * Heads);
-  const partial_states<Heads, HeadDim> parts{workspace.partials};
+  const bool has_head = head < least(Heads, group - pass * Heads);
   head_state<HeadDim> merged;
   if (has_head) merged = merge_warps<HeadDim>(states, out_of, head);
-  if (!piece.begins || !piece.ends) {
+  if (!piece.is_whole()) {
+    const partial_states<Heads, HeadDim> parts(workspace.partials, pass, passes);
     if (has_head) {
-      float* part = parts.of(static_cast<int32_t>(blockIdx.x), !piece.begins, head);
+      float* part = parts.of(team, !piece.begins);
+      float* values = parts.values(part, head);
       merged.for_each_channel(
-          [&](int32_t round, int32_t channel) { part[2 + channel] = merged.values[round]; });
-      part[0] = merged.maximum;
-      part[1] = merged.sum;
+          [&](int32_t round, int32_t channel) { values[channel] = merged.values[round]; });
+      *reinterpret_cast<float2*>(parts.softmax(part, head)) = {merged.maximum, merged.sum};
     }
-    const auto first_block = static_cast<int32_t>(line.block_of(piece.line_begin));
-    const auto last_block = static_cast<int32_t>(line.block_of(piece.line_last));
     uint32_t* const counter =
         workspace.arrivals +
-        (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + piece.pass;
+        (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + pass;
     __syncthreads();
     if (threadIdx.x == 0) *arrival = arrive(counter);
     __syncthreads();
-    if (*arrival != static_cast<uint32_t>(last_block - first_block)) return;
+    if (*arrival != piece.last_team - piece.first_team) return;
     if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
-    if (has_head) merged = merge_blocks(parts, first_block, last_block, head);
+    if (has_head) merged = merge_teams(parts, piece.first_team, piece.last_team, head);
   }
   if (has_head) {
-    write_output(layer, batch, piece.item, piece.head * group + piece.pass * Heads + head, merged,
+    write_output(layer, batch, piece.item, piece.head * group + pass * Heads + head, merged,
                  kept_slot(layer, batch, piece.item));
   }
 }

@@ -41,6 +41,7 @@ struct attend_tuning {
   static constexpr int32_t blocks_per_multiprocessor = HeadDim > 160 ? 2 : 4;  // by registers
   static constexpr int32_t stages = 3;      // tiles in a warp's ring
   static constexpr int32_t own_stages = 2;  // beside what a warp keeps
+  static constexpr int32_t slots = stages + own_stages;
 };
 inline constexpr int32_t most_attend_blocks = 4;
 
@@ -77,18 +78,42 @@ struct attend_shared {
 
   alignas(128) warp_memory warps[attend_warps];
   pass_queries<Storage, HeadDim> queries;
+  alignas(16) std::byte record[most<int64_t>(segment_record<Policies>::bytes(HeadDim), 16)];
   union {
     folded_query<HeadDim> folded[num_token_classes];        // for the prompt's segment, used first
     alignas(16) uint32_t row_query[HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
   };
   float row_scale[pass_heads];
+  float inverse_row_scale[pass_heads];
   block_states<pass_heads> states;
-  tile_mark marks[attend_warps][tuning::stages];
-  tile_copies<tuning::stages> copies[attend_warps];
+  ring_slot slots[attend_warps][tuning::slots];
+  attend_tasks tasks;
   uint32_t arrival;
 
   __device__ attend_shared() {}
   __device__ const float* out_of(int32_t warp) const { return &warps[warp].kept.out[0][0]; }
+};
+
+/// Where a warp's ring goes on. The ring of the warp's own tiles has slots after the other's and
+/// lies over its first ones in memory, since only one of them is in use.
+template <class Tuning, bool Own>
+struct ring_place {
+  static constexpr int32_t first = Own ? Tuning::stages : 0;
+  static constexpr int32_t size = Own ? Tuning::own_stages : Tuning::stages;
+  int32_t slot = first;
+  uint32_t parity = 0;
+
+  /// The slot `count` places ahead, at most all.
+  __device__ __forceinline__ int32_t ahead(int32_t count) const {
+    const int32_t target = slot + count;
+    return target < first + size ? target : target - size;
+  }
+  __device__ __forceinline__ void advance() {
+    ++slot;
+    if (slot < first + size) return;
+    slot = first;
+    parity ^= 1u;
+  }
 };
 
 /// One warp's view of a piece of work.
@@ -97,7 +122,10 @@ class piece_worker {
  public:
   using shared_memory = attend_shared<Policies, Storage, HeadDim>;
   using tuning = attend_tuning<HeadDim>;
-  using list = tile_list<Policies, Storage, HeadDim>;
+  template <bool Own>
+  using list = tile_list<Policies, Storage, HeadDim, Own>;
+  template <bool Own>
+  using place = ring_place<tuning, Own>;
   static constexpr int32_t blocks = HeadDim / 16;
   static constexpr int salient_bits = Policies::template value_bits<token_class::salient>;
   static constexpr int regular_bits = Policies::template value_bits<token_class::regular>;
@@ -107,40 +135,43 @@ class piece_worker {
                 "zipcache: the tensor core kernel takes codes or 16-bit values, not both");
 
   __device__ piece_worker(const device_layer<Policies, Storage>& layer,
-                          const attend_batch<Storage>& batch, shared_memory& shared,
-                          const attend_piece& piece, const sequence_counts& count, uint32_t& phases)
+                          const attend_batch<Storage>& batch, int32_t pass, shared_memory& shared,
+                          place<false>& ring, place<true>& own_ring)
       : layer_(layer),
         shared_(shared),
-        piece_(piece),
-        count_(count),
-        sequence_(batch.sequences[piece.item]),
-        visible_window_(count.window - (batch.hidden != nullptr ? batch.hidden[piece.item] : 0)),
+        piece_(shared.tasks.piece),
+        count_(shared.tasks.count),
+        pass_(pass),
+        sequence_(batch.sequences[piece_.item]),
+        visible_window_(count_.window - (batch.hidden != nullptr ? batch.hidden[piece_.item] : 0)),
         warp_(static_cast<int32_t>(threadIdx.x) / 32),
         lane_(static_cast<int32_t>(threadIdx.x) % 32),
-        phases_(phases) {}
+        ring_(ring),
+        own_ring_(own_ring) {}
 
   /// Everything of the piece; at the end the warp's state is in shared memory.
   __device__ void run(const attend_batch<Storage>& batch) {
     state_.begin_segment();
     fetch_queries(batch);
-    list tiles(layer_, count_, layer_.table_of(sequence_, piece_.head));
     if constexpr (has_row_class) {
       wait_for_queries();
     } else {
-      sweep_codes(tiles);
+      sweep_codes();
     }
-    const bool has_rows = piece_.last > count_.pages;
+    const int32_t rows_begin = first_row_unit(layer_, count_);
+    const bool has_rows = piece_.last > rows_begin;
     if (has_row_class || has_rows) {
       // Their queries lie over the folded ones, which no warp may need any more.
       if (!has_row_class) __syncthreads();
       prepare_row_queries();
       __syncthreads();
-      if constexpr (has_row_class) sweep_rows(tiles);
-      for (int32_t unit = most(piece_.first, count_.pages) + warp_; unit < piece_.last;
-           unit += attend_warps) {
-        attend_row_tile(unit - count_.pages);
-      }
-      fold([](int32_t, int32_t, float sum) { return sum; });
+      if constexpr (has_row_class) sweep_rows();
+      const int32_t first = most(piece_.first, rows_begin) + warp_;
+#pragma unroll 1
+      for (int32_t unit = first; unit < piece_.last; unit += attend_warps)
+        attend_row_tile(unit - rows_begin);
+      if (has_row_class || first < piece_.last)
+        fold([](int32_t, int32_t, float sum) { return sum; });
     }
     publish();
   }
@@ -157,9 +188,9 @@ class piece_worker {
   /// heads that the pass does not have become zero. Whole block.
   __device__ void fetch_queries(const attend_batch<Storage>& batch) {
     const int32_t group = layer_.group();
-    const int32_t heads = least(pass_heads, group - piece_.pass * pass_heads);
+    const int32_t heads = least(pass_heads, group - pass_ * pass_heads);
     const Storage* rows = batch.q + (static_cast<int64_t>(piece_.item) * layer_.num_qo_heads +
-                                     piece_.head * group + piece_.pass * pass_heads) *
+                                     piece_.head * group + pass_ * pass_heads) *
                                         HeadDim;
     for (int32_t i = static_cast<int32_t>(threadIdx.x) * 8; i < pass_heads * HeadDim;
          i += attend_threads * 8) {
@@ -167,7 +198,15 @@ class piece_worker {
       copy_16_bytes(&shared_.queries.rows[i / HeadDim][i % HeadDim], some ? rows + i : rows, some);
     }
   }
-  /// Waits for them. Whole block.
+  /// Likewise the prompt's record, ahead of all tiles, which would make it wait.
+  __device__ void fetch_prompt_record() {
+    const std::byte* record = layer_.record_of(sequence_, 0, piece_.head);
+    for (int32_t i = static_cast<int32_t>(threadIdx.x) * 16;
+         i < segment_record<Policies>::bytes(HeadDim); i += attend_threads * 16) {
+      copy_16_bytes(shared_.record + i, record + i, true);
+    }
+  }
+  /// Waits for both. Whole block.
   __device__ void wait_for_queries() {
     wait_for_copies();
     __syncthreads();
@@ -187,8 +226,12 @@ class piece_worker {
       for (int32_t lanes = 1; lanes < 32; lanes *= 2)
         largest = fmaxf(largest, __shfl_xor_sync(whole_warp, largest, lanes));
       // A power of two, so that scaling loses nothing.
-      if (lane_ == 0)
-        shared_.row_scale[warp_] = largest > 0.0f ? float_of(bits_of(largest) & 0x7f800000u) : 1.0f;
+      const float scale =
+          largest > 0.0f ? fmaxf(float_of(bits_of(largest) & 0x7f800000u), 1.17549435e-38f) : 1.0f;
+      if (lane_ == 0) {
+        shared_.row_scale[warp_] = scale;
+        shared_.inverse_row_scale[warp_] = 1.0f / scale;
+      }
     }
     __syncthreads();
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < blocks * 2 * 32; i += attend_threads) {
@@ -197,7 +240,7 @@ class piece_worker {
       const int32_t lane = i % 32;
       const int32_t column = lane / 4;
       const int32_t channel = i / 64 * 16 + i / 32 % 2 * 8 + lane % 4 * 2;
-      const float inverse = 1.0f / shared_.row_scale[column / 2];
+      const float inverse = shared_.inverse_row_scale[column / 2];
       uint32_t word = 0;
       for (int32_t e = 0; e < 2; ++e) {
         const uint32_t parts = split_in_halves<Storage>(query(column / 2, channel + e) * inverse);
@@ -210,95 +253,90 @@ class piece_worker {
   /// All tiles of codes: the warp's share of the prompt's, which the block's warps interleave, then
   /// those of the later segments of some pages, alone. Later segments are a page or so each, with
   /// parameters of their own; a warp's ring runs on across them.
-  __device__ void sweep_codes(list& tiles) {
+  __device__ void sweep_codes() {
     const int32_t pages_end = least(piece_.last, count_.pages);
     const int32_t prompt_end = least(pages_end, count_.prompt_pages);
-    const bool has_prompt = piece_.first < prompt_end;
-    if (has_prompt) {
-      prefetch_record(0, static_cast<int32_t>(threadIdx.x));
-      tiles.begin_shared(piece_.first, prompt_end, warp_);
+    const page_entry* table = layer_.table_of(sequence_, piece_.head);
+    ring_slot::order_after_stores();
+    if (piece_.first < prompt_end) {
+      // The first tiles are on their way while the queries are prepared.
+      fetch_prompt_record();
+      list<false> tiles(layer_, count_, table, piece_.first, prompt_end, warp_);
+      start_ring(tiles, ring_);
+      wait_for_queries();
+      fold_prompt_queries();
+      __syncthreads();
+      sweep(tiles, ring_);
     } else {
-      begin_own(tiles, piece_.first, pages_end);
+      wait_for_queries();
     }
-    bool own = !has_prompt;
-    bool prepared = false;
-    int32_t slot = 0;
+    const int32_t first = most(piece_.first, prompt_end);
+    const int32_t pages = pages_end - first;
+    if (pages <= 0) return;
+    list<true> tiles(layer_, count_, table, first + pages * warp_ / attend_warps,
+                     first + pages * (warp_ + 1) / attend_warps);
+    start_ring(tiles, own_ring_);
+    sweep(tiles, own_ring_);
+  }
+
+  /// Starts copies into all slots of the ring but one.
+  template <bool Own>
+  __device__ __forceinline__ void start_ring(list<Own>& tiles, const place<Own>& ring) {
     pending_ = 0;
+    tiles.refill();
+#pragma unroll 1
+    while (pending_ < place<Own>::size - 1 && tiles.ready()) issue(tiles, ring);
+  }
+  /// Streams tiles through a ring that was started.
+  template <bool Own>
+  __device__ __forceinline__ void sweep(list<Own>& tiles, place<Own>& ring) {
     at_ = tile_mark();
-    tile_copies<tuning::stages>::order_after_stores();
 #pragma unroll 1
-    for (;;) {
-      fill_ring(tiles, slot, own);
-      if (!prepared) {
-        // The first tiles are on their way meanwhile.
-        prepared = true;
-        wait_for_queries();
-        if (has_prompt) fold_prompt_queries();
-        __syncthreads();
-      }
-      tile_mark mark;
-      if (pending_ > 0) {
-        shared_.copies[warp_].wait(slot, phases_ >> slot & 1u, pending_ - 1);
-        phases_ ^= 1u << slot;
-        mark = shared_.marks[warp_][slot];
-      }
-      if (mark.word >> 6 != at_.word >> 6) go_to(mark, own);
-      if (mark.word == tile_mark::none) {
-        if (own) break;
-        own = true;
-        slot = 0;
-        begin_own(tiles, prompt_end, pages_end);
-        continue;
-      }
-      attend_tile(shared_.warps[warp_].ring[slot], mark, own);
+    for (; pending_ > 0; --pending_) {
+      ring_slot& slot = shared_.slots[warp_][ring.slot];
+      const tile_mark mark = slot.mark;
+      slot.wait(ring.parity, pending_ - 1);
+      if (!tiles.ready()) tiles.refill();
+      if (tiles.ready()) issue(tiles, ring);
+      if (mark.word >> 6 != at_.word >> 6) go_to<Own>(mark);
+      attend_tile(ring_memory<Own>(ring.slot), mark);
       __syncwarp();
-      --pending_;
-      slot = slot + 1 == stages(own) ? 0 : slot + 1;
+      ring.advance();
     }
+    leave_segment<Own>();
   }
-  __device__ static int32_t stages(bool own) { return own ? tuning::own_stages : tuning::stages; }
-
-  /// The warp's part of the pages of later segments.
-  __device__ void begin_own(list& tiles, int32_t first, int32_t last) {
-    const int32_t pages = most(last - first, 0);
-    tiles.begin_own(first + pages * warp_ / attend_warps,
-                    first + pages * (warp_ + 1) / attend_warps);
+  template <bool Own>
+  __device__ std::byte* ring_memory(int32_t slot) const {
+    return shared_.warps[warp_].ring[slot - place<Own>::first];
   }
 
-  /// Starts copies into all slots of the ring that are free; `slot` is the oldest one in use.
-  __device__ __forceinline__ void fill_ring(list& tiles, int32_t slot, bool own) {
-    if (!tiles.ready()) tiles.refill();
-#pragma unroll 1
-    while (pending_ < stages(own) && tiles.ready()) {
-      int32_t target = slot + pending_;
-      if (target >= stages(own)) target -= stages(own);
-      issue(tiles, target);
-      if (own) fetch_record_of(tiles.mark());
-      tiles.advance();
-      ++pending_;
-    }
-  }
   /// A segment's record is on its way to L1 when its first tile is.
   __device__ __forceinline__ void fetch_record_of(const tile_mark& mark) {
     if (mark.segment() == fetched_segment_) return;
     fetched_segment_ = mark.segment();
     prefetch_record(fetched_segment_, lane_);
   }
-  /// Starts copying the next tile into a slot.
-  __device__ __forceinline__ void issue(const list& tiles, int32_t slot) {
-    auto& copies = shared_.copies[warp_];
-    std::byte* target = shared_.warps[warp_].ring[slot];
+  /// Starts copying the next tile into the next slot that is free.
+  template <bool Own>
+  __device__ __forceinline__ void issue(list<Own>& tiles, const place<Own>& ring) {
+    const int32_t index = ring.ahead(pending_);
+    ring_slot& slot = shared_.slots[warp_][index];
+    std::byte* const target = ring_memory<Own>(index);
+    if constexpr (Own) fetch_record_of(tiles.mark());
     // The lane that knows the tile starts its copy, where one lane can.
-    if constexpr (tile_copies<tuning::stages>::by_one_lane()) {
-      if (tiles.is_lanes_own()) {
-        copies.start(slot, target, layer_.pages + tiles.own_offset(),
-                     copied_bytes(tiles.own_mark()));
-      }
-    } else {
-      copies.start(slot, target, layer_.pages + tiles.offset(), copied_bytes(tiles.mark()));
+    if constexpr (!ring_slot::by_one_lane())
+      slot.start(target, layer_.pages + tiles.offset(), copied_bytes(tiles.mark()));
+    if (tiles.is_lanes_own()) {
+      const tile_mark mark = tiles.own_mark();
+      slot.mark = mark;
+      if constexpr (ring_slot::by_one_lane())
+        slot.start(target, layer_.pages + tiles.own_offset(), copied_bytes(mark));
     }
-    if (tiles.is_lanes_own()) shared_.marks[warp_][slot] = tiles.own_mark();
-    copies.commit();
+    // What the lane wrote is seen by all before the tile is.
+    __syncwarp();
+    slot.commit();
+    tiles.advance();
+    ++pending_;
   }
   __device__ static int32_t copied_bytes(const tile_mark& mark) {
     return static_cast<int32_t>(mark.which() == token_class::salient
@@ -306,37 +344,45 @@ class piece_worker {
                                     : shared_memory::regular_copy_bytes);
   }
 
-  /// Goes on to the class and segment of another tile, or to the end.
-  __device__ __forceinline__ void go_to(const tile_mark& mark, bool own) {
-    const bool same_segment = mark.segment() == at_.segment();
-    if (at_.word != tile_mark::none) {
-      // Output leaves a segment in the field places of its last class.
-      if (!same_segment || mark.which() == token_class::regular) {
-        if (at_.which() == token_class::salient) change_places<salient_bits, regular_bits>();
-      } else {
+  /// Goes on to another class or segment. Output leaves a segment in the field places of its last
+  /// class.
+  template <bool Own>
+  __device__ __forceinline__ void go_to(const tile_mark& mark) {
+    if (Own && mark.segment() != at_.segment()) {
+      leave_segment<Own>();
+    } else if (at_.word != tile_mark::none) {
+      if (mark.which() == token_class::regular)
+        change_places<salient_bits, regular_bits>();
+      else
         change_places<regular_bits, salient_bits>();
-      }
-      if (!same_segment) end_segment(layer_.record_of(sequence_, at_.segment(), piece_.head));
     }
     at_ = mark;
-    if (own && mark.word != tile_mark::none) {
+    if constexpr (!Own) {
+      folded_ = &shared_.folded[static_cast<int32_t>(mark.which())];
+    } else {
+      folded_query<HeadDim>& folded = shared_.warps[warp_].kept.folded;
+      folded_ = &folded;
       __syncwarp();
-      fold_queries(shared_.warps[warp_].kept.folded, mark.which(), mark.segment());
+      fold_query<Policies>(folded, shared_.queries, query_scale(),
+                           layer_.record_of(sequence_, mark.segment(), piece_.head), mark.which(),
+                           lane_);
       __syncwarp();
     }
+  }
+  template <bool Own>
+  __device__ __forceinline__ void leave_segment() {
+    if (at_.word == tile_mark::none) return;
+    if (at_.which() == token_class::salient) change_places<salient_bits, regular_bits>();
+    end_segment(Own ? layer_.record_of(sequence_, at_.segment(), piece_.head) : shared_.record);
   }
   /// The prompt's parameters into the queries, a warp for each class. Whole block.
   __device__ void fold_prompt_queries() {
     const auto which = static_cast<token_class>(warp_);
     if ((which == token_class::salient && has_pairs(salient_bits)) ||
         (which == token_class::regular && has_pairs(regular_bits))) {
-      fold_queries(shared_.folded[warp_], which, 0);
+      fold_query<Policies>(shared_.folded[warp_], shared_.queries, query_scale(), shared_.record,
+                           which, lane_);
     }
-  }
-  /// One class's key parameters of a segment into the queries. One warp.
-  __device__ void fold_queries(folded_query<HeadDim>& target, token_class which, int32_t segment) {
-    fold_query<Policies>(target, shared_.queries, query_scale(),
-                         layer_.record_of(sequence_, segment, piece_.head), which, lane_);
   }
 
   /// From the field places of one class to those of the other.
@@ -355,16 +401,13 @@ class piece_worker {
     }
   }
 
-  __device__ __forceinline__ void attend_tile(const std::byte* tile, const tile_mark& mark,
-                                              bool own) {
-    const folded_query<HeadDim>& folded =
-        own ? shared_.warps[warp_].kept.folded : shared_.folded[static_cast<int32_t>(mark.which())];
+  __device__ __forceinline__ void attend_tile(const std::byte* tile, const tile_mark& mark) {
     if (mark.which() == token_class::salient) {
       if constexpr (has_pairs(salient_bits))
-        attend_codes<token_class::salient>(tile, mark.tokens(), folded);
+        attend_codes<token_class::salient>(tile, mark.tokens(), *folded_);
     } else {
       if constexpr (has_pairs(regular_bits))
-        attend_codes<token_class::regular>(tile, mark.tokens(), folded);
+        attend_codes<token_class::regular>(tile, mark.tokens(), *folded_);
     }
   }
 
@@ -389,8 +432,8 @@ class piece_worker {
       }
       score_codes<tile::key_bits, HeadDim>(tile_bytes, lane_, q, q_low, sums, low);
     }
-    const float scale = folded.scale[lane_ % 4];
-    const float bias = folded.bias[lane_ % 4];
+    const float scale = folded.scale_and_bias[lane_ % 4].x;
+    const float bias = folded.scale_and_bias[lane_ % 4].y;
     float scores[4];
     const uint4 value_pairs =
         reinterpret_cast<const uint4*>(tile_bytes + tile::value_pairs_offset(HeadDim))[row];
@@ -459,8 +502,9 @@ class piece_worker {
   }
 
   /// Tiles of a class that is kept in 16 bits, of all segments.
-  __device__ void sweep_rows(list& tiles) {
-    tiles.begin_shared(piece_.first, least(piece_.last, count_.pages), warp_);
+  __device__ void sweep_rows() {
+    list<false> tiles(layer_, count_, layer_.table_of(sequence_, piece_.head), piece_.first,
+                      least(piece_.last, count_.pages), warp_);
 #pragma unroll 1
     for (;;) {
       if (!tiles.ready()) tiles.refill();
@@ -472,21 +516,23 @@ class piece_worker {
     }
   }
 
-  /// Tile `index` behind the pages: the window's ring, then the sinks. It is a segment of its own.
+  /// Tile `index` behind the pages: the window's ring, then the sinks. (A function of validity for
+  /// each is faster than one for both.)
   __device__ void attend_row_tile(int32_t index) {
     const int32_t in_window = window_tiles_in_use(layer_, count_);
-    const bool is_window = index < in_window;
-    // Age of the tile's first token, 0 for the window's oldest or the first sink; the ring wraps.
-    const int32_t age =
-        is_window ? index * tile_tokens - count_.window_first : (index - in_window) * tile_tokens;
-    const int32_t slots = layer_.window_tiles * tile_tokens;
-    const int32_t end = is_window ? visible_window_ : count_.sinks;
-    attend_rows_tile(is_window ? layer_.window_tile(sequence_, piece_.head, index)
-                               : layer_.sink_tile(sequence_, piece_.head, index - in_window),
-                     [&](int32_t token) {
-                       const int32_t own = age + token;
-                       return (own < 0 ? own + slots : own) < end;
-                     });
+    if (index < in_window) {
+      const int32_t slots = layer_.window_tiles * tile_tokens;
+      attend_rows_tile(layer_.window_tile(sequence_, piece_.head, index), [&](int32_t token) {
+        // 0 is the window's oldest token.
+        int32_t age = index * tile_tokens + token - count_.window_first;
+        if (age < 0) age += slots;
+        return age < visible_window_;
+      });
+    } else {
+      const int32_t left = count_.sinks - (index - in_window) * tile_tokens;
+      attend_rows_tile(layer_.sink_tile(sequence_, piece_.head, index - in_window),
+                       [left](int32_t token) { return token < left; });
+    }
   }
 
   /// One tile of 16-bit keys and values in global memory; is_valid(token) says which of its slots
@@ -584,14 +630,18 @@ class piece_worker {
   shared_memory& shared_;
   const attend_piece& piece_;
   const sequence_counts& count_;
+  int32_t pass_;
   int32_t sequence_;
   int32_t visible_window_;
   int32_t warp_;
   int32_t lane_;
   int32_t pending_ = 0;  // tiles in the ring
+  const folded_query<HeadDim>* folded_ =
+      nullptr;  // of the class and segment that the sums belong to
   int32_t fetched_segment_ = -1;
-  tile_mark at_;      // class and segment that the sums belong to
-  uint32_t& phases_;  // of the ring's slots, across pieces
+  tile_mark at_;        // class and segment that the sums belong to
+  place<false>& ring_;  // goes on from piece to piece
+  place<true>& own_ring_;
   lane_state<HeadDim> state_;
 };
 
@@ -610,23 +660,18 @@ static __global__ void __launch_bounds__(attend_threads,
   shared_memory& shared = *reinterpret_cast<shared_memory*>(dynamic_memory);
   uint32_t* const prefix = reinterpret_cast<uint32_t*>(dynamic_memory + sizeof(shared_memory));
   const int32_t passes = ceil_div(layer.group(), pass_heads);
-  const int32_t copies = layer.num_kv_heads * passes;
-  const attend_line line = plan_line(layer, batch, copies, prefix);
-  write_empty_items<HeadDim>(layer, batch, prefix);
-  shared.copies[threadIdx.x / 32].init();
-  uint32_t phases = 0;
-  const uint32_t end = line.begin_of(blockIdx.x + 1);
-  for (uint32_t unit = line.begin_of(blockIdx.x); unit < end;) {
-    const attend_piece piece = find_piece(line, prefix, batch.num_items, copies, passes, unit, end);
-    const sequence_counts count = layer.counts[batch.sequences[piece.item]];
-    piece_worker<Policies, Storage, HeadDim> worker(layer, batch, shared, piece, count, phases);
+  const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
+  if (threadIdx.x < attend_warps * attend_tuning<HeadDim>::slots)
+    shared.slots[0][threadIdx.x].init();
+  ring_place<attend_tuning<HeadDim>, false> ring;
+  ring_place<attend_tuning<HeadDim>, true> own_ring;
+  for_each_piece(layer, batch, passes, shared.tasks, prefix, [&] {
+    piece_worker<Policies, Storage, HeadDim> worker(layer, batch, pass, shared, ring, own_ring);
     worker.run(batch);
     finish_piece<HeadDim>(
-        layer, batch, workspace, line, piece, shared.states,
+        layer, batch, workspace, shared.tasks.piece, shared.states,
         [&](int32_t warp) { return shared.out_of(warp); }, passes, &shared.arrival);
-    __syncthreads();
-    unit += piece.units;
-  }
+  });
 }
 
 }  // namespace zipcache::detail

@@ -24,8 +24,7 @@ struct folded_query {
   static constexpr int32_t quads = (query_words<HeadDim> + 3) / 4;
   uint4 digits[quads][32];
   uint4 low_digits[quads][16];  // one lane's words for both columns of a head
-  float scale[pass_heads];
-  float bias[pass_heads];
+  float2 scale_and_bias[pass_heads];
 
   __device__ uint32_t& digit_word(int32_t word, int32_t lane) {
     return reinterpret_cast<uint32_t*>(&digits[word / 4][lane])[word % 4];
@@ -147,10 +146,7 @@ __device__ void fold_query(folded_query<HeadDim>& target,
     target.digit_word(HeadDim / 16, lane) = 0;
     target.low_digit_word(HeadDim / 16, lane) = 0;
   }
-  if (lane % 8 == 0) {
-    target.scale[head] = largest / digits_range * 256.0f;
-    target.bias[head] = bias;
-  }
+  if (lane % 8 == 0) target.scale_and_bias[head] = {largest / digits_range * 256.0f, bias};
 }
 
 }  // namespace zipcache::detail

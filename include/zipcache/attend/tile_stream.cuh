@@ -32,22 +32,34 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/// Tiles on their way into one warp's ring, in the order in which they were asked for. From sm_90
-/// on a tile is one bulk copy that one lane starts and a barrier in shared memory counts; before
-/// that, every lane copies its share and the hardware counts groups.
-template <int32_t Stages>
-struct tile_copies {
-  uint64_t barriers[Stages];
+/// A tile in one word: its tokens, class and segment.
+struct tile_mark {
+  static constexpr int32_t none = -1;
+  int32_t word = none;
 
+  __device__ static tile_mark make(int32_t tokens, token_class which, int32_t segment) {
+    return {tokens | (which == token_class::regular ? 64 : 0) | segment << 7};
+  }
+  __device__ int32_t tokens() const { return word & 63; }
+  __device__ token_class which() const {
+    return (word & 64) == 0 ? token_class::salient : token_class::regular;
+  }
+  /// Negative if there is no tile.
+  __device__ int32_t segment() const { return word >> 7; }
+};
+
+/// One slot of a warp's ring: what was asked for into it and whether it is there. Slots are used in
+/// turn. From sm_90 on a tile is one bulk copy that one lane starts and a barrier in shared memory
+/// counts; before that, every lane copies its share and the hardware counts groups.
+struct alignas(16) ring_slot {
+  uint64_t barrier;
+  tile_mark mark;
+
+  /// One lane, before the first use.
   __device__ void init() {
 #if ZIPCACHE_BULK_COPIES
-    if (threadIdx.x % 32 == 0) {
-      for (int32_t slot = 0; slot < Stages; ++slot)
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(&barriers[slot]))
-                     : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    __syncwarp();
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(&barrier)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   }
   /// What was written to the ring by ordinary stores comes before the copies that follow.
@@ -65,16 +77,15 @@ struct tile_copies {
 #endif
   }
   /// One lane if `by_one_lane`, else all lanes of the warp.
-  __device__ __forceinline__ void start(int32_t slot, void* target, const std::byte* source,
-                                        int32_t bytes) {
+  __device__ __forceinline__ void start(void* target, const std::byte* source, int32_t bytes) {
 #if ZIPCACHE_BULK_COPIES
-    const uint32_t barrier = shared_address(&barriers[slot]);
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+    const uint32_t address = shared_address(&barrier);
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)
                  : "memory");
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
             "r"(shared_address(target)),
-        "l"(source), "r"(bytes), "r"(barrier)
+        "l"(source), "r"(bytes), "r"(address)
         : "memory");
 #else
     for (int32_t offset = static_cast<int32_t>(threadIdx.x) % 32 * 16; offset < bytes;
@@ -89,17 +100,16 @@ struct tile_copies {
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
   }
-  /// Waits until the tile of `slot` is there. `younger` tiles (0 to 2) were asked for after it;
-  /// `phase` flips with every use of the slot.
-  __device__ __forceinline__ void wait(int32_t slot, uint32_t phase, int32_t younger) {
+  /// Waits until the tile is there. `younger` tiles (0 to 2) were asked for after it; `parity`
+  /// flips with every use of the slot.
+  __device__ __forceinline__ void wait(uint32_t parity, int32_t younger) {
 #if ZIPCACHE_BULK_COPIES
     asm volatile(
         "{\n.reg .pred done;\nretry:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done "
-        "bra retry;\n}" ::"r"(shared_address(&barriers[slot])),
-        "r"(phase)
+        "bra retry;\n}" ::"r"(shared_address(&barrier)),
+        "r"(parity)
         : "memory");
 #else
-    static_assert(Stages <= 3, "zipcache: the number of younger copies is an immediate");
     if (younger == 0)
       asm volatile("cp.async.wait_group 0;" ::: "memory");
     else if (younger == 1)
@@ -111,22 +121,6 @@ struct tile_copies {
   }
 };
 
-/// A tile in one word: its tokens, class and segment.
-struct tile_mark {
-  static constexpr int32_t none = -1;
-  int32_t word = none;
-
-  __device__ static tile_mark make(int32_t tokens, token_class which, int32_t segment) {
-    return {tokens | (which == token_class::regular ? 64 : 0) | segment << 7};
-  }
-  __device__ int32_t tokens() const { return word & 63; }
-  __device__ token_class which() const {
-    return (word & 64) == 0 ? token_class::salient : token_class::regular;
-  }
-  /// Negative if there is no tile.
-  __device__ int32_t segment() const { return word >> 7; }
-};
-
 /// Lists the tiles of some pages for a warp, which works together on the list: every lane holds
 /// what there is to know of one tile. In one of two orders:
 ///   shared  a warp's share of the tiles of one segment, every attend_warps-th, so that the warps
@@ -134,23 +128,19 @@ struct tile_mark {
 ///           a block together read memory in its order; of 32 pages the salient tiles, then the
 ///           regular ones, since going from one class to the other costs something
 ///   own     all tiles, page by page as they lie in memory, of any number of segments
-template <class Policies, class Storage, int32_t HeadDim>
+template <class Policies, class Storage, int32_t HeadDim, bool Own>
 class tile_list {
  public:
+  /// The warp's tiles of pages [first, last): its share (one of attend_warps) of those of one
+  /// segment, or all of them, which must lie behind the prompt's.
   __device__ tile_list(const device_layer<Policies, Storage>& layer, const sequence_counts& count,
-                       const page_entry* table)
-      : layer_(layer), count_(count), table_(table) {}
-
-  /// Begins with the warp's share of pages [first, last) of one segment.
-  __device__ void begin_shared(int32_t first, int32_t last, int32_t share) {
-    begin(first, last);
-    share_ = share;
-  }
-  /// Begins with all tiles of pages [first, last), which must lie behind the prompt's.
-  __device__ void begin_own(int32_t first, int32_t last) {
-    begin(first, last);
-    share_ = own;
-  }
+                       const page_entry* table, int32_t first, int32_t last, int32_t share = 0)
+      : layer_(layer),
+        count_(count),
+        table_(table),
+        first_(first - 32),
+        last_(last),
+        share_(share) {}
 
   /// Whether the next tile is described; if it is not, either `refill` describes it or there is
   /// none.
@@ -167,7 +157,7 @@ class tile_list {
     const uint32_t ends = __shfl_sync(whole_warp, page.ends, 31);
     salient_ = static_cast<int32_t>(ends & 0xffffu);
     regular_ = static_cast<int32_t>(ends >> 16);
-    if (share_ != own) {
+    if constexpr (!Own) {
       // Whoever gets one salient tile more gets no regular one more.
       salient_ = (salient_ + attend_warps - 1 - share_) / attend_warps;
       regular_ = (regular_ + share_) / attend_warps;
@@ -180,15 +170,14 @@ class tile_list {
   __device__ bool is_lanes_own() const { return ((taken_ ^ lane()) & 31) == 0; }
   __device__ int64_t own_offset() const { return static_cast<int64_t>(tile_offset_) * unit_bytes; }
   __device__ tile_mark own_mark() const { return mark_; }
-  /// Byte offset of the next tile in the pool, and its mark. All lanes.
+  /// The next tile for all lanes. (A lane's number counts modulo 32.)
   __device__ int64_t offset() const {
-    return static_cast<int64_t>(__shfl_sync(whole_warp, tile_offset_, taken_ % 32)) * unit_bytes;
+    return static_cast<int64_t>(__shfl_sync(whole_warp, tile_offset_, taken_)) * unit_bytes;
   }
-  __device__ tile_mark mark() const { return {__shfl_sync(whole_warp, mark_.word, taken_ % 32)}; }
+  __device__ tile_mark mark() const { return {__shfl_sync(whole_warp, mark_.word, taken_)}; }
   __device__ void advance() { ++taken_; }
 
  private:
-  static constexpr int32_t own = -1;
   static constexpr int32_t unit_bytes = 64;  // pages and tiles are multiples of it
   static constexpr int32_t salient_bytes =
       static_cast<int32_t>(tile_record<Policies, token_class::salient>::bytes(HeadDim));
@@ -205,11 +194,6 @@ class tile_list {
 
   __device__ int32_t lane() const { return static_cast<int32_t>(threadIdx.x) % 32; }
   __device__ int32_t total() const { return salient_ + regular_; }
-  __device__ void begin(int32_t first, int32_t last) {
-    first_ = first - 32;
-    last_ = last;
-    taken_ = described_ = salient_ = regular_ = 0;
-  }
   __device__ static int32_t salient_tiles(int32_t tokens) {
     return salient_bytes > 0 ? ceil_div(tokens, tile_tokens) : 0;
   }
@@ -222,7 +206,7 @@ class tile_list {
     if (first_ + lane() < last_) page.entry = table_[first_ + lane()];
     const auto salient = static_cast<uint32_t>(salient_tiles(page.entry.salient_tokens));
     const auto regular = static_cast<uint32_t>(regular_tiles(page.entry.regular_tokens));
-    page.ends = share_ == own ? salient + regular : salient | regular << 16;
+    page.ends = Own ? salient + regular : salient | regular << 16;
 #pragma unroll
     for (int32_t step = 1; step < 32; step *= 2) {
       const uint32_t below = __shfl_up_sync(whole_warp, page.ends, step);
@@ -236,7 +220,7 @@ class tile_list {
     const int32_t index = taken_ + lane();
     const bool in_low_half = index < salient_;
     uint32_t tile = static_cast<uint32_t>(index);
-    if (share_ != own) {
+    if constexpr (!Own) {
       tile = static_cast<uint32_t>(in_low_half ? index * attend_warps + share_
                                                : (index - salient_) * attend_warps + attend_warps -
                                                      1 - share_);
@@ -260,7 +244,7 @@ class tile_list {
         __shfl_sync(whole_warp, static_cast<int32_t>(pages.entry.regular_tokens), page);
     const int32_t salient_here = salient_tiles(salient_tokens);
     bool salient = in_low_half;
-    if (share_ == own) {
+    if constexpr (Own) {
       salient = in_page < salient_here;
       if (!salient) in_page -= salient_here;
     }
@@ -272,15 +256,15 @@ class tile_list {
     const int32_t tokens = (salient ? salient_tokens : regular_tokens) - in_page * tile_tokens;
     mark_ = tile_mark::make(least(tokens, tile_tokens),
                             salient ? token_class::salient : token_class::regular,
-                            share_ == own ? layer_.segment_of_page(count_, first_ + page) : 0);
+                            Own ? layer_.segment_of_page(count_, first_ + page) : 0);
   }
 
   const device_layer<Policies, Storage>& layer_;
   const sequence_counts& count_;
   const page_entry* table_;
-  int32_t first_ = 0;  // the pages at hand are [first_, first_ + 32), up to last_
-  int32_t last_ = 0;
-  int32_t share_ = own;
+  int32_t first_;  // the pages at hand are [first_, first_ + 32), up to last_
+  int32_t last_;
+  int32_t share_;
   int32_t taken_ = 0;      // of the tiles of the pages at hand
   int32_t described_ = 0;  // end of those that lanes hold
   int32_t salient_ = 0;    // all tiles in the order by pages

@@ -15,16 +15,10 @@
 #include <vector>
 
 #include <zipcache/fwd.hpp>
+#include <zipcache/stream/sequence_id.hpp>
 #include <zipcache/stream/stream.hpp>
 
 namespace zipcache {
-
-/// Names a sequence of one cache. Ids of released sequences are recognized and refused.
-struct sequence_id {
-  uint32_t index = 0xffffffffu;
-  uint32_t generation = 0;
-  bool operator==(const sequence_id&) const = default;
-};
 
 namespace detail {
 

@@ -30,6 +30,7 @@
 #include <zipcache/stream/device_pages.cuh>
 #include <zipcache/stream/device_prompt.cuh>
 #include <zipcache/stream/device_rows.cuh>
+#include <zipcache/stream/device_sequences.cuh>
 #include <zipcache/stream/probe_plan.hpp>
 #include <zipcache/stream/sequence_list.cuh>
 #include <zipcache/stream/stream.cuh>
@@ -64,7 +65,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// @throws cuda_error  not enough device memory
   kv_cache(const cache_shape& shape, const device_limits& limits, const cache_options& options = {},
            cuda_backend backend = {})
-      : shape_(shape), limits_(limits), backend_(backend), ledger_(0) {
+      : shape_(shape), limits_(limits), backend_(backend), sequences_(0, 0), ledger_(0) {
     detail::check_shape(shape);
     detail::dispatch_head_dim(shape.head_dim, [&]<int32_t>() {});  // one that is compiled
     detail::check_granularity<typename Policies::key_quantizer_policy::granularity>(shape.head_dim);
@@ -76,6 +77,7 @@ class kv_cache<Element, Policies, cuda_backend> {
                     "layer_policy needs a policy_table, which the CUDA backend does not take");
     options_ = detail::resolve<Policies>(options);
     detail::check_device();
+    sequences_ = {limits.max_sequences, shape.num_layers};
     allocate(options);
   }
 
@@ -89,22 +91,11 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// @brief A new, empty sequence.
   /// @throws capacity_error  max_sequences are there
   sequence_id create() {
-    if (free_slots_.empty()) {
-      throw capacity_error(
-          "zipcache: all " + std::to_string(limits_.max_sequences) +
-          " sequences of the cache are in use; raise device_limits::max_sequences or release some");
-    }
-    const uint32_t index = free_slots_.back();
-    free_slots_.pop_back();
-    slot& created = slots_[index];
-    created.used = true;
-    created.layers.clear();
-    created.layers.resize(static_cast<size_t>(shape_.num_layers));
-    const sequence_id sequence{index, created.generation};
+    const sequence_id sequence = sequences_.take();
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
-      set_counts(layer, index, sequence_counts{});
+      set_counts(layer, sequence.index, sequence_counts{});
       detail::forget_pages(backend_.stream, layers_[static_cast<size_t>(layer)],
-                           static_cast<int32_t>(index), 0);
+                           static_cast<int32_t>(sequence.index), 0);
       plan_probes(sequence, layer);
     }
     return sequence;
@@ -112,30 +103,26 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   /// @brief Forgets a sequence; its pages are free for calls that follow in the stream.
   void release(sequence_id sequence) {
-    slot& released = slot_of(sequence);
-    for (const layer_mirror& mirror : released.layers) {
+    for (const layer_mirror& mirror : sequences_.of(sequence)) {
       for (const uint32_t page : mirror.pages) ledger_.give_back(page);
     }
-    released.layers.clear();
-    released.used = false;
-    ++released.generation;
-    free_slots_.push_back(sequence.index);
+    sequences_.give_back(sequence);
   }
 
   /// @brief A copy that goes its own way: compressed pages are shared, everything else is copied,
   /// and so are chunks of a prompt that is not complete.
   sequence_id fork(sequence_id sequence) {
-    const slot& source = slot_of(sequence);
+    const auto& source = sequences_.of(sequence);
     std::vector<std::unique_ptr<prompt_type>> prompts;  // before anything changes
-    for (const layer_mirror& from : source.layers)
+    for (const layer_mirror& from : source)
       prompts.push_back(from.prompt ? from.prompt->clone() : nullptr);
     const sequence_id copy = create();
-    slot& target = slots_[copy.index];
+    auto& target = sequences_.of(copy);
     const int32_t heads = shape_.num_kv_heads;
     for (int32_t index = 0; index < shape_.num_layers; ++index) {
       const layer_type& layer = layers_[static_cast<size_t>(index)];
-      const layer_mirror& from = source.layers[static_cast<size_t>(index)];
-      layer_mirror& to = target.layers[static_cast<size_t>(index)];
+      const layer_mirror& from = source[static_cast<size_t>(index)];
+      layer_mirror& to = target[static_cast<size_t>(index)];
       to.counts = from.counts;
       to.begin = from.begin;
       to.prompt = std::move(prompts[static_cast<size_t>(index)]);
@@ -234,7 +221,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   sequence_list make_batch(std::span<const sequence_id> sequences) const {
     std::set<uint32_t> seen;
     for (const sequence_id sequence : sequences) {
-      slot_of(sequence);
+      sequences_.of(sequence);
       detail::require(seen.insert(sequence.index).second,
                       "sequence " + std::to_string(sequence.index) + " is in the batch twice");
     }
@@ -314,7 +301,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// `steps` times.
   void note_replays(const sequence_list& batch, int64_t steps) {
     for (const sequence_id sequence : batch.sequences()) {
-      for (layer_mirror& mirror : slot_of(sequence).layers) {
+      for (layer_mirror& mirror : sequences_.of(sequence)) {
         for (int64_t step = 0; step < steps; ++step) advance(mirror);
       }
     }
@@ -322,8 +309,8 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   /// @brief Keeps the first `len` tokens in every layer; exact within the window.
   void truncate(sequence_id sequence, int64_t len) {
-    slot& truncated = slot_of(sequence);
-    for (const layer_mirror& mirror : truncated.layers) {
+    auto& truncated = sequences_.of(sequence);
+    for (const layer_mirror& mirror : truncated) {
       check_complete("truncate", mirror);
       if (len < mirror.counts.sealed || len > mirror.counts.sealed + mirror.counts.window) {
         detail::refuse("len", len,
@@ -334,7 +321,7 @@ class kv_cache<Element, Policies, cuda_backend> {
       }
     }
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
-      layer_mirror& mirror = truncated.layers[static_cast<size_t>(layer)];
+      layer_mirror& mirror = truncated[static_cast<size_t>(layer)];
       sequence_counts& counts = mirror.counts;
       counts.window = static_cast<int32_t>(len - counts.sealed);
       if (len < mirror.begin) {
@@ -463,12 +450,12 @@ class kv_cache<Element, Policies, cuda_backend> {
   zipcache::footprint footprint() const {
     zipcache::footprint total;
     std::set<uint32_t> pages;
-    for (const slot& entry : slots_) {
-      for (const layer_mirror& mirror : entry.layers) {
+    sequences_.visit([&](const auto& layers) {
+      for (const layer_mirror& mirror : layers) {
         add_layer_bytes(mirror, pages, total);
         pages.insert(mirror.pages.begin(), mirror.pages.end());
       }
-    }
+    });
     total.padding_bytes = static_cast<int64_t>(pages.size()) * page_bytes() - total.code_bytes -
                           token_parameter_bytes(total);
     return total;
@@ -476,23 +463,7 @@ class kv_cache<Element, Policies, cuda_backend> {
 
  private:
   using prompt_type = detail::device_prompt<Element>;
-
-  /// What the host knows of one layer of one sequence. It follows the device by arithmetic alone.
-  struct layer_mirror {
-    sequence_counts counts;
-    int64_t begin = 0;                    ///< tokens that the prompt brought
-    std::vector<uint32_t> pages;          ///< [entries, num_kv_heads], filled and reserved
-    std::unique_ptr<prompt_type> prompt;  ///< chunks that wait for the others
-
-    int64_t num_tokens() const {
-      return prompt ? prompt->num_tokens() : int64_t{counts.sealed} + counts.window;
-    }
-  };
-  struct slot {
-    bool used = false;
-    uint32_t generation = 0;
-    std::vector<layer_mirror> layers;
-  };
+  using layer_mirror = detail::layer_mirror<Element>;
 
   int64_t interval() const { return options_.schedule.recompress_interval; }
   int64_t capacity() const { return interval() + options_.schedule.recent_window; }
@@ -712,9 +683,6 @@ class kv_cache<Element, Policies, cuda_backend> {
     make(attend_workspace_,
          static_cast<int64_t>(attend_workspace_bytes(layers_[0], limits_.max_sequences)));
     make(append_workspace_, static_cast<int64_t>(append_workspace_bytes(layers_[0])));
-    slots_.resize(static_cast<size_t>(limits_.max_sequences));
-    for (int32_t i = limits_.max_sequences - 1; i >= 0; --i)
-      free_slots_.push_back(static_cast<uint32_t>(i));
     detail::check_cuda("cudaDeviceSynchronize",
                        cudaDeviceSynchronize());  // the memory is ready for any stream
   }
@@ -990,22 +958,10 @@ class kv_cache<Element, Policies, cuda_backend> {
     detail::require_between("layer", layer, 0, shape_.num_layers - 1);
   }
 
-  const slot& slot_of(sequence_id sequence) const {
-    if (sequence.index >= slots_.size() || !slots_[sequence.index].used ||
-        slots_[sequence.index].generation != sequence.generation) {
-      throw argument_error("zipcache: sequence " + std::to_string(sequence.index) +
-                           " (generation " + std::to_string(sequence.generation) +
-                           ") is not in this cache, or was released");
-    }
-    return slots_[sequence.index];
-  }
-  slot& slot_of(sequence_id sequence) {
-    return const_cast<slot&>(std::as_const(*this).slot_of(sequence));
-  }
   const layer_mirror& mirror_of(sequence_id sequence, int32_t layer) const {
-    const slot& owner = slot_of(sequence);
+    const auto& layers = sequences_.of(sequence);
     check_layer(layer);
-    return owner.layers[static_cast<size_t>(layer)];
+    return layers[static_cast<size_t>(layer)];
   }
   layer_mirror& mirror_of(sequence_id sequence, int32_t layer) {
     return const_cast<layer_mirror&>(std::as_const(*this).mirror_of(sequence, layer));
@@ -1015,10 +971,9 @@ class kv_cache<Element, Policies, cuda_backend> {
   device_limits limits_;
   cuda_backend backend_;
   stream_options options_;
+  detail::device_sequences<Element> sequences_;
   detail::page_ledger ledger_;
   std::vector<layer_type> layers_;
-  std::vector<slot> slots_;
-  std::vector<uint32_t> free_slots_;
   mutable int64_t record_bytes_of_all_ = 0;
   mutable int64_t num_counted_ = 0;
 

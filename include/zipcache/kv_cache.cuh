@@ -27,7 +27,9 @@
 #include <zipcache/store/dequantize.cuh>
 #include <zipcache/store/store.cuh>
 #include <zipcache/stream/device_content.cuh>
+#include <zipcache/stream/device_memory.cuh>
 #include <zipcache/stream/device_pages.cuh>
+#include <zipcache/stream/device_plan.cuh>
 #include <zipcache/stream/device_prompt.cuh>
 #include <zipcache/stream/device_rows.cuh>
 #include <zipcache/stream/device_sequences.cuh>
@@ -36,12 +38,6 @@
 #include <zipcache/stream/stream.cuh>
 
 namespace zipcache {
-
-/// What a cache in device memory is sized for; all of it is allocated at once.
-struct device_limits {
-  int32_t max_sequences = 1;
-  int64_t max_tokens = 4096;  ///< of one sequence
-};
 
 /// @brief A compressed KV cache of many sequences over all layers of a model, in device memory.
 ///
@@ -77,15 +73,19 @@ class kv_cache<Element, Policies, cuda_backend> {
                     "layer_policy needs a policy_table, which the CUDA backend does not take");
     options_ = detail::resolve<Policies>(options);
     detail::check_device();
+    const auto plan =
+        detail::plan_device_memory<Policies, Element>(shape, limits, options, options_);
+    pinning_flushes_ = plan.pinning_flushes;
     sequences_ = {limits.max_sequences, shape.num_layers};
-    allocate(options);
+    ledger_ = detail::page_ledger(plan.num_pages);
+    memory_ = detail::device_memory<Policies, Element>(plan);
   }
 
   const cache_shape& shape() const { return shape_; }
-  int64_t page_bytes() const { return layers_[0].page_bytes; }
+  int64_t page_bytes() const { return memory_.layer(0).page_bytes; }
   int64_t num_available_pages() const { return ledger_.num_available(); }
   /// The device view of a layer, for callers of the stages.
-  const layer_type& layer(int32_t index) const { return layers_[static_cast<size_t>(index)]; }
+  const layer_type& layer(int32_t index) const { return memory_.layer(index); }
   cuda_backend backend() const { return backend_; }
 
   /// @brief A new, empty sequence.
@@ -94,7 +94,7 @@ class kv_cache<Element, Policies, cuda_backend> {
     const sequence_id sequence = sequences_.take();
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
       set_counts(layer, sequence.index, sequence_counts{});
-      detail::forget_pages(backend_.stream, layers_[static_cast<size_t>(layer)],
+      detail::forget_pages(backend_.stream, memory_.layer(layer),
                            static_cast<int32_t>(sequence.index), 0);
       plan_probes(sequence, layer);
     }
@@ -120,7 +120,7 @@ class kv_cache<Element, Policies, cuda_backend> {
     auto& target = sequences_.of(copy);
     const int32_t heads = shape_.num_kv_heads;
     for (int32_t index = 0; index < shape_.num_layers; ++index) {
-      const layer_type& layer = layers_[static_cast<size_t>(index)];
+      const layer_type& layer = memory_.layer(index);
       const layer_mirror& from = source[static_cast<size_t>(index)];
       layer_mirror& to = target[static_cast<size_t>(index)];
       to.counts = from.counts;
@@ -237,7 +237,8 @@ class kv_cache<Element, Policies, cuda_backend> {
       sequence_counts counts = mirror_of(sequence, layer).counts;
       while (counts.sealed + capacity() < num_tokens) {
         counts.window = static_cast<int32_t>(capacity());
-        advance_flush(counts, next_flush(counts), layers_[0].interval, layers_[0].window_slots());
+        advance_flush(counts, next_flush(counts), memory_.layer(0).interval,
+                      memory_.layer(0).window_slots());
       }
       reserve_pages(sequence, layer, counts.pages);
     }
@@ -269,9 +270,9 @@ class kv_cache<Element, Policies, cuda_backend> {
         if (is_full(mirror)) reserve_pages(sequence, layer, pages_after_flush(mirror));
       }
     }
-    zipcache::append(backend_, layers_[static_cast<size_t>(layer)],
+    zipcache::append(backend_, memory_.layer(layer),
                      append_batch<Element>{batch.size(), batch.device_indices(), k, v},
-                     append_workspace_.data(), append_workspace_.size());
+                     memory_.append_workspace().data(), memory_.append_workspace().size());
     if (captured) return;
     for (const sequence_id sequence : batch.sequences()) advance(mirror_of(sequence, layer));
   }
@@ -293,8 +294,8 @@ class kv_cache<Element, Policies, cuda_backend> {
     given.q = q;
     given.out = out;
     given.lse = lse;
-    zipcache::attend(backend_, layers_[static_cast<size_t>(layer)], given, attend_workspace_.data(),
-                     attend_workspace_.size());
+    zipcache::attend(backend_, memory_.layer(layer), given, memory_.attend_workspace().data(),
+                     memory_.attend_workspace().size());
   }
 
   /// @brief Tells the host that a captured graph with one append in every layer was replayed
@@ -334,9 +335,9 @@ class kv_cache<Element, Policies, cuda_backend> {
       }
       set_counts(layer, sequence.index, counts);
       if constexpr (Policies::needs_probes)
-        detail::forget_probes(backend_.stream, layers_[static_cast<size_t>(layer)],
+        detail::forget_probes(backend_.stream, memory_.layer(layer),
                               static_cast<int32_t>(sequence.index),
-                              counts.window - layers_[0].recent);
+                              counts.window - memory_.layer(0).recent);
     }
   }
 
@@ -346,8 +347,8 @@ class kv_cache<Element, Policies, cuda_backend> {
                   tensor_view<float> v) const {
     check_complete("dequantize", mirror_of(sequence, layer));
     detail::require_equal("k.num_tokens", k.num_tokens, length(sequence, layer));
-    zipcache::dequantize(backend_, layers_[static_cast<size_t>(layer)],
-                         static_cast<int32_t>(sequence.index), k, v);
+    zipcache::dequantize(backend_, memory_.layer(layer), static_cast<int32_t>(sequence.index), k,
+                         v);
   }
 
   /// @brief What the device found wrong since the last call; waits for the stream.
@@ -355,10 +356,10 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// @throws argument_error  values that were not finite
   void check() {
     uint32_t status = 0;
-    detail::check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(&status, status_.data(), sizeof status,
+    detail::check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(&status, memory_.status(), sizeof status,
                                                           cudaMemcpyDeviceToHost, backend_.stream));
     detail::check_cuda("cudaMemsetAsync",
-                       cudaMemsetAsync(status_.data(), 0, sizeof status, backend_.stream));
+                       cudaMemsetAsync(memory_.status(), 0, sizeof status, backend_.stream));
     detail::check_cuda("cudaStreamSynchronize", cudaStreamSynchronize(backend_.stream));
     const auto has = [status](device_fault fault) {
       return (status & static_cast<uint32_t>(fault)) != 0;
@@ -381,10 +382,9 @@ class kv_cache<Element, Policies, cuda_backend> {
   int64_t read_length(sequence_id sequence, int32_t layer) const {
     mirror_of(sequence, layer);
     sequence_counts counts;
-    detail::check_cuda(
-        "cudaMemcpyAsync",
-        cudaMemcpyAsync(&counts, layers_[static_cast<size_t>(layer)].counts + sequence.index,
-                        sizeof counts, cudaMemcpyDeviceToHost, backend_.stream));
+    detail::check_cuda("cudaMemcpyAsync",
+                       cudaMemcpyAsync(&counts, memory_.layer(layer).counts + sequence.index,
+                                       sizeof counts, cudaMemcpyDeviceToHost, backend_.stream));
     detail::check_cuda("cudaStreamSynchronize", cudaStreamSynchronize(backend_.stream));
     return int64_t{counts.sealed} + counts.window;
   }
@@ -396,7 +396,7 @@ class kv_cache<Element, Policies, cuda_backend> {
     const layer_mirror& mirror = mirror_of(sequence, layer);
     if (mirror.prompt)
       throw state_error("zipcache: a sequence cannot be moved before its prompt is complete");
-    const layer_type& source = layers_[static_cast<size_t>(layer)];
+    const layer_type& source = memory_.layer(layer);
     const auto index = static_cast<int32_t>(sequence.index);
     const sequence_counts counts =
         detail::read_values<sequence_counts>(backend_.stream, source.counts + index, 1)[0];
@@ -469,15 +469,15 @@ class kv_cache<Element, Policies, cuda_backend> {
   int64_t capacity() const { return interval() + options_.schedule.recent_window; }
   bool is_full(const layer_mirror& mirror) const { return mirror.counts.window >= capacity(); }
   flush_sizes next_flush(const sequence_counts& counts) const {
-    return layers_[0].next_flush(counts, pinning_flushes_.data());
+    return memory_.layer(0).next_flush(counts, pinning_flushes_.data());
   }
   int64_t pages_after_flush(const layer_mirror& mirror) const {
     return int64_t{mirror.counts.pages} + next_flush(mirror.counts).pages;
   }
 
   segment_shape<Policies> shape_of(int64_t num_tokens) const {
-    return {shape_.num_kv_heads, shape_.head_dim, num_tokens,
-            Policies::budget_policy::num_salient(num_tokens, options_.budget)};
+    return detail::segment_of<Policies>(shape_.num_kv_heads, shape_.head_dim, num_tokens,
+                                        options_.budget);
   }
 
   void check_content(const layer_content<Element, Policies>& content) const {
@@ -500,7 +500,7 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   void restore_layer(sequence_id sequence, int32_t layer,
                      const layer_content<Element, Policies>& content) {
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const layer_type& target = memory_.layer(layer);
     const auto index = static_cast<int32_t>(sequence.index);
     const cudaStream_t stream = backend_.stream;
     layer_mirror& mirror = mirror_of(sequence, layer);
@@ -539,152 +539,6 @@ class kv_cache<Element, Policies, cuda_backend> {
     if constexpr (Policies::needs_probes)
       detail::write_probes(stream, target, index, counts, content);
     detail::wait_for(stream);
-  }
-
-  /// A flush that makes sinks of the first `pinned` tokens.
-  flush_sizes plan_flush(int64_t pinned, int64_t page_bytes) const {
-    const int64_t rest = interval() - pinned;
-    const int64_t salient = Policies::budget_policy::num_salient(rest, options_.budget);
-    const segment_shape<Policies> shape{shape_.num_kv_heads, shape_.head_dim, rest, salient};
-    return {static_cast<int32_t>(pinned), static_cast<int32_t>(salient),
-            static_cast<int32_t>(Policies::budget_policy::num_recent(rest, options_.budget)),
-            static_cast<int32_t>(shape.plan(page_bytes).num_pages)};
-  }
-
-  /// An interval is compressed in one block's shared memory.
-  void check_interval() const {
-    const auto needed = [&](int64_t tokens) {
-      return detail::general_flush_layout<Policies>{static_cast<int32_t>(tokens), shape_.head_dim}
-          .bytes();
-    };
-    // Scores, ranks, list and bitmap take less than 17 bytes a token.
-    const int64_t most_tokens = (detail::most_shared_bytes() - needed(0) - 64) / 17;
-    if (interval() > most_tokens)
-      detail::refuse("recompress_interval", interval(),
-                     ("at most " + std::to_string(most_tokens) +
-                      " on this GPU, whose shared memory an interval must fit into")
-                         .c_str());
-    detail::require_between("recent_window", options_.schedule.recent_window, int64_t{0},
-                            int64_t{1} << 30);
-  }
-
-  void allocate(const cache_options& options) {
-    const int32_t heads = shape_.num_kv_heads;
-    const int64_t sequences = limits_.max_sequences;
-    const int64_t layers = shape_.num_layers;
-    layer_type common{};
-    common.num_qo_heads = shape_.num_qo_heads;
-    common.num_kv_heads = heads;
-    common.head_dim = shape_.head_dim;
-    common.max_sequences = limits_.max_sequences;
-    common.sm_scale = shape_.softmax_scale();
-    common.page_bytes = options.page_bytes != 0
-                            ? options.page_bytes
-                            : detail::natural_page_bytes<Policies>(options_, shape_.head_dim);
-    using tiles = segment_shape<Policies>;
-    const int64_t largest_tile = most(tiles::salient_tile_bytes(shape_.head_dim),
-                                      tiles::regular_tile_bytes(shape_.head_dim));
-    // The CPU keeps 16-bit rows in pages as well; the same sizes are refused on both.
-    const int64_t least_bytes = most<int64_t>(largest_tile, int64_t{4} * shape_.head_dim);
-    if (options.page_bytes != 0 &&
-        (options.page_bytes < least_bytes || options.page_bytes > (int64_t{256} << 10) ||
-         options.page_bytes % 64 != 0)) {
-      detail::refuse("page_bytes", options.page_bytes,
-                     ("a multiple of 64 from " + std::to_string(least_bytes) +
-                      ", which one tile needs, to 256 KiB")
-                         .c_str());
-    }
-    detail::require_between("max_pages", options.max_pages, int64_t{0}, int64_t{1} << 31);
-    check_interval();
-    common.interval = static_cast<int32_t>(interval());
-    common.recent = static_cast<int32_t>(options_.schedule.recent_window);
-    const flush_sizes flush = plan_flush(0, common.page_bytes);
-    common.interval_salient = flush.salient;
-    common.interval_recent = flush.recent;
-    common.interval_pages = flush.pages;
-    for (int32_t pinned = 1; pinned <= Policies::sink_policy_type::count; ++pinned)
-      pinning_flushes_.push_back(
-          plan_flush(std::min<int64_t>(pinned, interval()), common.page_bytes));
-    const int64_t most_intervals = ceil_div(limits_.max_tokens, interval()) + 1;
-    const int64_t prompt_pages =
-        tiles{heads, shape_.head_dim, limits_.max_tokens,
-              Policies::budget_policy::num_salient(limits_.max_tokens, options_.budget)}
-            .plan(common.page_bytes)
-            .num_pages;
-    const int64_t most_pages =
-        std::max(prompt_pages, most_intervals * common.interval_pages) + common.interval_pages + 1;
-    common.max_pages = static_cast<int32_t>(most_pages + common.interval_pages);
-    common.max_segments = static_cast<int32_t>(most_intervals + 1);
-    common.bitmap_words =
-        static_cast<int32_t>(limits_.max_tokens / 32 + 2 * common.max_segments + 2);
-    common.window_tiles = static_cast<int32_t>(ceil_div<int64_t>(capacity(), tile_tokens));
-    common.sink_tiles = ceil_div<int32_t>(Policies::sink_policy_type::count, tile_tokens);
-    const int64_t pool_pages =
-        options.max_pages > 0 ? options.max_pages : most_pages * heads * sequences * layers;
-    detail::require_between("the number of pages", pool_pages, int64_t{0}, int64_t{1} << 31);
-    ledger_ = detail::page_ledger(pool_pages);
-
-    const auto make = [](auto& array, int64_t count) {
-      array = std::remove_reference_t<decltype(array)>(static_cast<size_t>(count));
-      if (count > 0)
-        detail::check_cuda("cudaMemset",
-                           cudaMemset(array.data(), 0, array.size() * sizeof(*array.data())));
-    };
-    const int64_t per_head = sequences * heads * layers;
-    make(pages_, pool_pages * common.page_bytes);
-    make(tables_, per_head * common.max_pages);
-    make(records_, per_head * common.max_segments * common.record_bytes());
-    make(bitmaps_, per_head * common.bitmap_words);
-    make(counts_, sequences * layers);
-    make(windows_, per_head * common.window_tiles * common.row_tile_elements());
-    make(sinks_, per_head * common.sink_tiles * common.row_tile_elements());
-    make(status_, 1);
-    make(device_pinning_flushes_, static_cast<int64_t>(pinning_flushes_.size()));
-    if (!pinning_flushes_.empty())
-      detail::check_cuda(
-          "cudaMemcpy",
-          cudaMemcpy(device_pinning_flushes_.data(), pinning_flushes_.data(),
-                     pinning_flushes_.size() * sizeof(flush_sizes), cudaMemcpyHostToDevice));
-    common.pinning_flushes = device_pinning_flushes_.data();
-    if constexpr (Policies::needs_probes) {
-      common.probes.max_intervals = static_cast<int32_t>(most_intervals);
-      common.probes.mask_words = static_cast<int32_t>(ceil_div<int64_t>(interval(), 32));
-      common.probes.max_kept =
-          static_cast<int32_t>(detail::interval_probe_rows<Policies>(0, 0, options_).size());
-      make(planned_, sequences * layers * common.probes.max_intervals * common.probes.mask_words);
-      make(recorded_, sequences * layers * common.probes.mask_words);
-      make(kept_q_,
-           sequences * layers * common.probes.max_kept * shape_.num_qo_heads * shape_.head_dim);
-      make(kept_lse_, sequences * layers * common.probes.max_kept * shape_.num_qo_heads);
-    }
-    for (int64_t layer = 0; layer < layers; ++layer) {
-      layer_type view = common;
-      const int64_t first = layer * sequences;
-      view.pages = pages_.data();
-      view.table = tables_.data() + first * heads * common.max_pages;
-      view.records = records_.data() + first * heads * common.max_segments * common.record_bytes();
-      view.bitmaps = bitmaps_.data() + first * heads * common.bitmap_words;
-      view.counts = counts_.data() + first;
-      view.window =
-          windows_.data() + first * heads * common.window_tiles * common.row_tile_elements();
-      view.sink_rows =
-          sinks_.data() + first * heads * common.sink_tiles * common.row_tile_elements();
-      view.status = status_.data();
-      if constexpr (Policies::needs_probes) {
-        view.probes.planned =
-            planned_.data() + first * common.probes.max_intervals * common.probes.mask_words;
-        view.probes.recorded = recorded_.data() + first * common.probes.mask_words;
-        view.probes.q =
-            kept_q_.data() + first * common.probes.max_kept * shape_.num_qo_heads * shape_.head_dim;
-        view.probes.lse = kept_lse_.data() + first * common.probes.max_kept * shape_.num_qo_heads;
-      }
-      layers_.push_back(view);
-    }
-    make(attend_workspace_,
-         static_cast<int64_t>(attend_workspace_bytes(layers_[0], limits_.max_sequences)));
-    make(append_workspace_, static_cast<int64_t>(append_workspace_bytes(layers_[0])));
-    detail::check_cuda("cudaDeviceSynchronize",
-                       cudaDeviceSynchronize());  // the memory is ready for any stream
   }
 
   /// What a part of a prompt must be before anything is launched.
@@ -744,7 +598,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   void complete_prompt(sequence_id sequence, int32_t layer, const prompt_type& prompt,
                        tensor_view<const Element> k, tensor_view<const Element> v) {
     layer_mirror& mirror = mirror_of(sequence, layer);
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const layer_type& target = memory_.layer(layer);
     const int64_t n = k.num_tokens;
     const int64_t sealed = sealed_of(n);
     const int64_t pinned = pinned_of(n);
@@ -839,7 +693,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// The probes of all intervals that may follow, counted from where the window now begins.
   void plan_probes(sequence_id sequence, int32_t layer) {
     if constexpr (Policies::needs_probes) {
-      const layer_type& target = layers_[static_cast<size_t>(layer)];
+      const layer_type& target = memory_.layer(layer);
       const layer_mirror& mirror = mirror_of(sequence, layer);
       std::vector<uint32_t> masks(static_cast<size_t>(target.probes.max_intervals) *
                                       static_cast<size_t>(target.probes.mask_words),
@@ -867,7 +721,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// Takes pages so that every head's table has `entries` of them.
   void reserve_pages(sequence_id sequence, int32_t layer, int64_t entries) {
     layer_mirror& mirror = mirror_of(sequence, layer);
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const layer_type& target = memory_.layer(layer);
     const int64_t have = static_cast<int64_t>(mirror.pages.size()) / shape_.num_kv_heads;
     if (entries <= have) return;
     detail::require_between("the number of pages of a head", entries, int64_t{0},
@@ -882,12 +736,13 @@ class kv_cache<Element, Policies, cuda_backend> {
   void advance(layer_mirror& mirror) const {
     sequence_counts& counts = mirror.counts;
     if (is_full(mirror))
-      advance_flush(counts, next_flush(counts), layers_[0].interval, layers_[0].window_slots());
+      advance_flush(counts, next_flush(counts), memory_.layer(0).interval,
+                    memory_.layer(0).window_slots());
     counts.window += 1;
   }
 
   void set_counts(int32_t layer, uint32_t sequence, const sequence_counts& counts) {
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const layer_type& target = memory_.layer(layer);
     std::vector<uint32_t> words(sizeof counts / sizeof(uint32_t));
     std::memcpy(words.data(), &counts, sizeof counts);
     detail::write_words(backend_.stream, reinterpret_cast<uint32_t*>(target.counts + sequence),
@@ -903,7 +758,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// `seen` are the pages of layers counted before.
   void add_layer_bytes(const layer_mirror& mirror, const std::set<uint32_t>& seen,
                        zipcache::footprint& total) const {
-    const layer_type& view = layers_[0];
+    const layer_type& view = memory_.layer(0);
     const int64_t heads = shape_.num_kv_heads;
     const sequence_counts& counts = mirror.counts;
     const int64_t tokens = mirror.num_tokens();
@@ -973,18 +828,10 @@ class kv_cache<Element, Policies, cuda_backend> {
   stream_options options_;
   detail::device_sequences<Element> sequences_;
   detail::page_ledger ledger_;
-  std::vector<layer_type> layers_;
+  detail::device_memory<Policies, Element> memory_;
+  std::vector<flush_sizes> pinning_flushes_;
   mutable int64_t record_bytes_of_all_ = 0;
   mutable int64_t num_counted_ = 0;
-
-  detail::device_array<std::byte> pages_, records_, attend_workspace_, append_workspace_;
-  detail::device_array<page_entry> tables_;
-  detail::device_array<uint32_t> bitmaps_, status_, planned_, recorded_;
-  std::vector<flush_sizes> pinning_flushes_;
-  detail::device_array<flush_sizes> device_pinning_flushes_;
-  detail::device_array<sequence_counts> counts_;
-  detail::device_array<Element> windows_, sinks_, kept_q_;
-  detail::device_array<float> kept_lse_;
 };
 
 }  // namespace zipcache

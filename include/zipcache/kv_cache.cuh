@@ -33,7 +33,8 @@
 #include <zipcache/stream/device_prompt.cuh>
 #include <zipcache/stream/device_rows.cuh>
 #include <zipcache/stream/device_sequences.cuh>
-#include <zipcache/stream/probe_plan.hpp>
+#include <zipcache/stream/probe_plan.cuh>
+#include <zipcache/stream/prompt_completion.cuh>
 #include <zipcache/stream/sequence_list.cuh>
 #include <zipcache/stream/stream.cuh>
 
@@ -200,7 +201,8 @@ class kv_cache<Element, Policies, cuda_backend> {
     }
     const bool completes = first + count == prompt_len;
     if (completes) {
-      const segment_shape<Policies> rest = shape_of(sealed_of(prompt_len) - pinned_of(prompt_len));
+      const auto parts = detail::parts_of_prompt<Policies>(prompt_len, options_.schedule);
+      const segment_shape<Policies> rest = shape_of(parts.compressed());
       reserve_pages(sequence, layer, rest.num_tokens > 0 ? rest.plan(page_bytes()).num_pages : 0);
     }
     std::unique_ptr<prompt_type> made;
@@ -213,7 +215,12 @@ class kv_cache<Element, Policies, cuda_backend> {
       if (made) mirror.prompt = std::move(made);
       return;
     }
-    complete_prompt(sequence, layer, prompt, made ? k : prompt.k(), made ? v : prompt.v());
+    mirror.counts = detail::complete_prompt(backend_, memory_.layer(layer),
+                                            static_cast<int32_t>(sequence.index), prompt,
+                                            made ? k : prompt.k(), made ? v : prompt.v(), options_);
+    mirror.begin = prompt_len;
+    set_counts(layer, sequence.index, mirror.counts);
+    plan_probes(sequence, layer);
     mirror.prompt.reset();
   }
 
@@ -587,134 +594,13 @@ class kv_cache<Element, Policies, cuda_backend> {
                       std::to_string(mirror.prompt->prompt_len()) + " tokens are there");
   }
 
-  int64_t sealed_of(int64_t prompt_len) const {
-    return Policies::schedule_policy::sealed_by_prefill(prompt_len, options_.schedule);
-  }
-  int64_t pinned_of(int64_t prompt_len) const {
-    return std::min<int64_t>(Policies::sink_policy_type::count, sealed_of(prompt_len));
-  }
-
-  /// Compresses a prompt whose pages are reserved. k, v hold all of it.
-  void complete_prompt(sequence_id sequence, int32_t layer, const prompt_type& prompt,
-                       tensor_view<const Element> k, tensor_view<const Element> v) {
-    layer_mirror& mirror = mirror_of(sequence, layer);
-    const layer_type& target = memory_.layer(layer);
-    const int64_t n = k.num_tokens;
-    const int64_t sealed = sealed_of(n);
-    const int64_t pinned = pinned_of(n);
-    const int64_t rest = sealed - pinned;
-    sequence_counts counts{};
-    counts.sinks = static_cast<int32_t>(pinned);
-    counts.sealed = static_cast<int32_t>(sealed);
-    counts.window = static_cast<int32_t>(n - sealed);
-    if (rest > 0) {
-      const segment_shape<Policies> shape = shape_of(rest);
-      counts.prompt_tokens = static_cast<int32_t>(rest);
-      counts.prompt_pages = counts.pages =
-          static_cast<int32_t>(shape.plan(target.page_bytes).num_pages);
-      counts.segments = 1;
-      compress_prompt(
-          static_cast<int32_t>(sequence.index), target, k, v, prompt, pinned,
-          {rest, shape.num_salient, Policies::budget_policy::num_recent(rest, options_.budget)});
-    }
-    detail::write_rows(backend_.stream, target, static_cast<int32_t>(sequence.index), k, v, pinned,
-                       sealed);
-    mirror.counts = counts;
-    mirror.begin = n;
-    set_counts(layer, sequence.index, counts);
-    plan_probes(sequence, layer);
-  }
-
-  /// Scores, selects and stores the prompt's tokens behind its sinks.
-  void compress_prompt(int32_t sequence, const layer_type& target, tensor_view<const Element> k,
-                       tensor_view<const Element> v, const prompt_type& prompt, int64_t pinned,
-                       const selection_size& size) {
-    const int32_t heads = shape_.num_kv_heads;
-    const int64_t n = k.num_tokens;  // tokens that stay in the window have their share of attention
-    const size_t store_bytes = store_workspace_bytes(target, 1, size.num_tokens);
-    size_t saliency_bytes = 0;
-    if constexpr (Policies::needs_probes)
-      saliency_bytes =
-          saliency_workspace_bytes<typename Policies::saliency_policy,
-                                   typename Policies::scope_policy>(prompt.probes(), k);
-    // The same code counts and hands out.
-    struct {
-      float *all_scores, *scores;
-      uint32_t* bitmap;
-      std::byte* workspace;
-    } parts{};
-    const auto carve = [&](void* memory) {
-      detail::workspace_cursor cursor(memory);
-      parts.all_scores = cursor.template take<float>(heads * n);
-      parts.scores = size.num_tokens < n ? cursor.template take<float>(heads * size.num_tokens)
-                                         : parts.all_scores;
-      parts.bitmap = cursor.template take<uint32_t>(heads * ceil_div<int64_t>(size.num_tokens, 32));
-      parts.workspace = cursor.template take<std::byte>(
-          static_cast<int64_t>(std::max(store_bytes, saliency_bytes)));
-      return cursor.taken_bytes();
-    };
-    void* memory = nullptr;
-    detail::check_cuda("cudaMallocAsync",
-                       cudaMallocAsync(&memory, carve(nullptr), backend_.stream));
-    carve(memory);
-    try {
-      const device_workspace workspace{parts.workspace, std::max(store_bytes, saliency_bytes)};
-      if constexpr (Policies::needs_probes) {
-        saliency<typename Policies::saliency_policy, typename Policies::scope_policy>(
-            backend_, prompt.probes(), k, shape_.softmax_scale(), parts.all_scores, workspace);
-      } else if constexpr (Policies::budget_policy::uses_scores) {
-        detail::score_positions<typename Policies::saliency_policy>(backend_.stream, heads, n,
-                                                                    parts.all_scores);
-      } else {
-        detail::check_cuda(
-            "cudaMemsetAsync",
-            cudaMemsetAsync(parts.all_scores, 0, static_cast<size_t>(heads * n) * sizeof(float),
-                            backend_.stream));
-      }
-      if (size.num_tokens < n) {
-        detail::check_cuda(
-            "cudaMemcpy2DAsync",
-            cudaMemcpy2DAsync(parts.scores, static_cast<size_t>(size.num_tokens) * sizeof(float),
-                              parts.all_scores + pinned, static_cast<size_t>(n) * sizeof(float),
-                              static_cast<size_t>(size.num_tokens) * sizeof(float),
-                              static_cast<size_t>(heads), cudaMemcpyDeviceToDevice,
-                              backend_.stream));
-      }
-      select(backend_, parts.scores, heads, size, nullptr, parts.bitmap);
-      store(backend_, target, sequence, k.tokens(pinned, size.num_tokens),
-            v.tokens(pinned, size.num_tokens), parts.bitmap, size.num_salient, workspace);
-    } catch (...) {
-      cudaFreeAsync(memory, backend_.stream);
-      throw;
-    }
-    detail::check_cuda("cudaFreeAsync", cudaFreeAsync(memory, backend_.stream));
-  }
-
-  /// The probes of all intervals that may follow, counted from where the window now begins.
+  /// Once what is sealed, or what the prompt brought, has changed.
   void plan_probes(sequence_id sequence, int32_t layer) {
     if constexpr (Policies::needs_probes) {
-      const layer_type& target = memory_.layer(layer);
       const layer_mirror& mirror = mirror_of(sequence, layer);
-      std::vector<uint32_t> masks(static_cast<size_t>(target.probes.max_intervals) *
-                                      static_cast<size_t>(target.probes.mask_words),
-                                  0);
-      for (int32_t i = 0; i < target.probes.max_intervals; ++i) {
-        const int64_t first = mirror.counts.sealed + target.recent + int64_t{i} * interval();
-        for (const int64_t row :
-             detail::interval_probe_rows<Policies>(first, mirror.begin, options_)) {
-          masks[static_cast<size_t>(int64_t{i} * target.probes.mask_words + row / 32)] |=
-              1u << (row % 32);
-        }
-      }
-      detail::write_words(
-          backend_.stream,
-          const_cast<uint32_t*>(target.probes.planned_of(static_cast<int32_t>(sequence.index), 0)),
-          masks);
-      detail::check_cuda(
-          "cudaMemsetAsync",
-          cudaMemsetAsync(target.probes.recorded_of(static_cast<int32_t>(sequence.index)), 0,
-                          static_cast<size_t>(target.probes.mask_words) * sizeof(uint32_t),
-                          backend_.stream));
+      detail::write_probe_plan(backend_.stream, memory_.layer(layer),
+                               static_cast<int32_t>(sequence.index), mirror.counts.sealed,
+                               mirror.begin, options_);
     }
   }
 

@@ -27,6 +27,7 @@
 #include <zipcache/store/dequantize.cuh>
 #include <zipcache/store/store.cuh>
 #include <zipcache/stream/device_content.cuh>
+#include <zipcache/stream/device_footprint.cuh>
 #include <zipcache/stream/device_memory.cuh>
 #include <zipcache/stream/device_pages.cuh>
 #include <zipcache/stream/device_plan.cuh>
@@ -455,17 +456,11 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// share of all that is allocated in advance (window, sinks, records, tables, kept probes), and
   /// chunks that wait. What is in pages shared by forks counts once, its tokens for each.
   zipcache::footprint footprint() const {
-    zipcache::footprint total;
-    std::set<uint32_t> pages;
+    detail::device_footprint<Policies, Element> bytes(memory_.layer(0), options_);
     sequences_.visit([&](const auto& layers) {
-      for (const layer_mirror& mirror : layers) {
-        add_layer_bytes(mirror, pages, total);
-        pages.insert(mirror.pages.begin(), mirror.pages.end());
-      }
+      for (const layer_mirror& mirror : layers) bytes.add(mirror);
     });
-    total.padding_bytes = static_cast<int64_t>(pages.size()) * page_bytes() - total.code_bytes -
-                          token_parameter_bytes(total);
-    return total;
+    return bytes.total();
   }
 
  private:
@@ -641,55 +636,6 @@ class kv_cache<Element, Policies, cuda_backend> {
     return status != cudaStreamCaptureStatusNone;
   }
 
-  /// `seen` are the pages of layers counted before.
-  void add_layer_bytes(const layer_mirror& mirror, const std::set<uint32_t>& seen,
-                       zipcache::footprint& total) const {
-    const layer_type& view = memory_.layer(0);
-    const int64_t heads = shape_.num_kv_heads;
-    const sequence_counts& counts = mirror.counts;
-    const int64_t tokens = mirror.num_tokens();
-    const auto add_class = [&]<token_class Class>(int64_t class_tokens) {
-      using tile = tile_record<Policies, Class>;
-      total.code_bytes +=
-          class_tokens * heads * shape_.head_dim * (tile::key_bits + tile::value_bits) / 8;
-      total.parameter_bytes += class_tokens * heads *
-                               (tile::bytes(shape_.head_dim) - tile::code_bytes(shape_.head_dim)) /
-                               tile_tokens;
-    };
-    const auto add_segment = [&](int64_t first_page, int64_t pages, int64_t segment_tokens) {
-      if (pages == 0 || seen.count(mirror.pages[static_cast<size_t>(first_page * heads)]) > 0)
-        return;
-      const int64_t salient = Policies::budget_policy::num_salient(segment_tokens, options_.budget);
-      add_class.template operator()<token_class::salient>(salient);
-      add_class.template operator()<token_class::regular>(segment_tokens - salient);
-    };
-    add_segment(0, counts.prompt_pages, counts.prompt_tokens);
-    for (int64_t i = 0; i < counts.interval_segments(); ++i)
-      add_segment(counts.prompt_pages + i * view.interval_pages, view.interval_pages, interval());
-    total.window_bytes += heads * (view.window_tiles + view.sink_tiles) * view.row_tile_elements() *
-                          static_cast<int64_t>(sizeof(Element));
-    if (mirror.prompt) total.window_bytes += mirror.prompt->bytes();
-    record_bytes_of_all_ = heads * view.max_segments * view.record_bytes();
-    total.parameter_bytes += record_bytes_of_all_;
-    total.table_bytes += heads * (view.max_pages * static_cast<int64_t>(sizeof(page_entry)) +
-                                  view.bitmap_words * 4) +
-                         static_cast<int64_t>(sizeof(sequence_counts));
-    if constexpr (Policies::needs_probes) {
-      total.table_bytes += int64_t{view.probes.mask_words} * 4 * (view.probes.max_intervals + 1) +
-                           int64_t{view.probes.max_kept} * shape_.num_qo_heads *
-                               (shape_.head_dim * static_cast<int64_t>(sizeof(Element)) + 4);
-    }
-    total.num_tokens += tokens;
-    total.uncompressed_bytes += tokens * heads * shape_.head_dim * 4;
-    ++num_counted_;
-  }
-  /// Parameters that lie in pages, which is all but the records.
-  int64_t token_parameter_bytes(const zipcache::footprint& total) const {
-    const int64_t in_pages = total.parameter_bytes - num_counted_ * record_bytes_of_all_;
-    num_counted_ = 0;
-    return in_pages;
-  }
-
   void check_view(const char* name, tensor_view<const Element> x, int32_t heads) const {
     detail::require_equal((std::string(name) + ".num_heads").c_str(), x.num_heads, heads);
     detail::require_equal((std::string(name) + ".head_dim").c_str(), x.head_dim, shape_.head_dim);
@@ -716,8 +662,6 @@ class kv_cache<Element, Policies, cuda_backend> {
   detail::page_ledger ledger_;
   detail::device_memory<Policies, Element> memory_;
   std::vector<flush_sizes> pinning_flushes_;
-  mutable int64_t record_bytes_of_all_ = 0;
-  mutable int64_t num_counted_ = 0;
 };
 
 }  // namespace zipcache

@@ -404,30 +404,9 @@ class kv_cache<Element, Policies, cuda_backend> {
     const layer_mirror& mirror = mirror_of(sequence, layer);
     if (mirror.prompt)
       throw state_error("zipcache: a sequence cannot be moved before its prompt is complete");
-    const layer_type& source = memory_.layer(layer);
-    const auto index = static_cast<int32_t>(sequence.index);
-    const sequence_counts counts =
-        detail::read_values<sequence_counts>(backend_.stream, source.counts + index, 1)[0];
-    layer_content<Element, Policies> content;
-    detail::read_rows<Policies, Element>(backend_.stream, source, source.sink_tile(index, 0, 0),
-                                         source.sink_tiles, 0, counts.sinks, content.sinks);
-    int64_t page = 0;
-    int64_t word = 0;
-    for (int32_t segment = 0; segment < counts.segments; ++segment) {
-      const bool is_first = segment == 0 && counts.prompt_tokens > 0;
-      const segment_shape<Policies> shape = shape_of(is_first ? counts.prompt_tokens : interval());
-      content.segments.push_back(
-          detail::read_segment(backend_.stream, source, index, segment, shape, page, word));
-      page += shape.plan(source.page_bytes).num_pages;
-      word += shape.bitmap_words();
-    }
-    detail::read_rows<Policies, Element>(backend_.stream, source, source.window_tile(index, 0, 0),
-                                         source.window_tiles, counts.window_first, counts.window,
-                                         content.window);
-    content.interval_start = mirror.begin;
-    if constexpr (Policies::needs_probes)
-      detail::read_probes(backend_.stream, source, index, counts, content);
-    return content;
+    return detail::read_content(backend_.stream, memory_.layer(layer),
+                                static_cast<int32_t>(sequence.index), mirror.begin,
+                                options_.budget);
   }
 
   /// @brief A new sequence that is what `read_layer` gave for each layer of another one, in a cache
@@ -510,36 +489,12 @@ class kv_cache<Element, Policies, cuda_backend> {
     for (const auto& part : content.segments) pages += part.shape.plan(page_bytes()).num_pages;
     reserve_pages(sequence, layer, pages);
 
-    sequence_counts counts{};
-    counts.sinks = static_cast<int32_t>(content.sinks.num_tokens);
-    counts.sealed = static_cast<int32_t>(content.sealed());
-    counts.window = static_cast<int32_t>(content.window.num_tokens);
-    int64_t word = 0;
-    for (const segment_content<Policies>& part : content.segments) {
-      const auto segment_pages = static_cast<int32_t>(part.shape.plan(page_bytes()).num_pages);
-      detail::write_segment(stream, target, index, counts.segments, part,
-                            mirror.pages.data() + int64_t{counts.pages} * shape_.num_kv_heads,
-                            counts.pages, word);
-      if (counts.segments == 0) {
-        counts.prompt_tokens = static_cast<int32_t>(part.shape.num_tokens);
-        counts.prompt_pages = segment_pages;
-      }
-      counts.segments += 1;
-      counts.pages += segment_pages;
-      word += part.shape.bitmap_words();
-    }
-    const auto sinks = detail::tiles_of(target, target.sink_tiles, content.sinks);
-    const auto window = detail::tiles_of(target, target.window_tiles, content.window);
-    detail::write_array(stream, target.sink_tile(index, 0, 0), sinks.data(),
-                        static_cast<int64_t>(sinks.size()));
-    detail::write_array(stream, target.window_tile(index, 0, 0), window.data(),
-                        static_cast<int64_t>(window.size()));
-    mirror.counts = counts;
+    mirror.counts = detail::write_content(stream, target, index, content, mirror.pages);
     mirror.begin = content.interval_start;
-    set_counts(layer, sequence.index, counts);
+    set_counts(layer, sequence.index, mirror.counts);
     plan_probes(sequence, layer);
     if constexpr (Policies::needs_probes)
-      detail::write_probes(stream, target, index, counts, content);
+      detail::write_probes(stream, target, index, mirror.counts, content);
     detail::wait_for(stream);
   }
 

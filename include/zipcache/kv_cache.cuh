@@ -130,27 +130,8 @@ class kv_cache<Element, Policies, cuda_backend> {
       to.prompt = std::move(prompts[static_cast<size_t>(index)]);
       to.pages.assign(from.pages.begin(), from.pages.begin() + int64_t{from.counts.pages} * heads);
       for (const uint32_t page : to.pages) ledger_.share(page);
-      const auto copy_slot = [&](auto* array, int64_t elements) {
-        detail::check_cuda(
-            "cudaMemcpyAsync",
-            cudaMemcpyAsync(array + copy.index * elements, array + sequence.index * elements,
-                            static_cast<size_t>(elements) * sizeof(*array),
-                            cudaMemcpyDeviceToDevice, backend_.stream));
-      };
-      copy_slot(layer.table, int64_t{heads} * layer.max_pages);
-      copy_slot(layer.records, int64_t{layer.max_segments} * heads * layer.record_bytes());
-      copy_slot(layer.bitmaps, int64_t{heads} * layer.bitmap_words);
-      copy_slot(layer.window, int64_t{heads} * layer.window_tiles * layer.row_tile_elements());
-      copy_slot(layer.sink_rows, int64_t{heads} * layer.sink_tiles * layer.row_tile_elements());
-      copy_slot(layer.counts, 1);
-      if constexpr (Policies::needs_probes) {
-        copy_slot(layer.probes.recorded, layer.probes.mask_words);
-        copy_slot(layer.probes.q,
-                  int64_t{layer.probes.max_kept} * layer.num_qo_heads * layer.head_dim);
-        copy_slot(layer.probes.lse, int64_t{layer.probes.max_kept} * layer.num_qo_heads);
-        copy_slot(const_cast<uint32_t*>(layer.probes.planned),
-                  int64_t{layer.probes.max_intervals} * layer.probes.mask_words);
-      }
+      detail::copy_sequence(backend_.stream, layer, static_cast<int32_t>(sequence.index),
+                            static_cast<int32_t>(copy.index));
       // Pages that the source has reserved and not filled are its own.
       detail::forget_pages(backend_.stream, layer, static_cast<int32_t>(copy.index),
                            from.counts.pages);

@@ -101,4 +101,30 @@ class device_memory {
   device_array<float> kept_lse_;
 };
 
+/// Everything that a layer has of one sequence, to another one, which names the same pages then.
+template <class Policies, class Element>
+void copy_sequence(cudaStream_t stream, const device_layer<Policies, Element>& layer, int32_t from,
+                   int32_t to) {
+  const int64_t heads = layer.num_kv_heads;
+  const auto copy_part = [&](auto* array, int64_t elements) {
+    check_cuda("cudaMemcpyAsync",
+               cudaMemcpyAsync(array + int64_t{to} * elements, array + int64_t{from} * elements,
+                               static_cast<size_t>(elements) * sizeof(*array),
+                               cudaMemcpyDeviceToDevice, stream));
+  };
+  copy_part(layer.table, heads * layer.max_pages);
+  copy_part(layer.records, int64_t{layer.max_segments} * heads * layer.record_bytes());
+  copy_part(layer.bitmaps, heads * layer.bitmap_words);
+  copy_part(layer.window, heads * layer.window_tiles * layer.row_tile_elements());
+  copy_part(layer.sink_rows, heads * layer.sink_tiles * layer.row_tile_elements());
+  copy_part(layer.counts, 1);
+  if constexpr (Policies::needs_probes) {
+    copy_part(layer.probes.recorded, layer.probes.mask_words);
+    copy_part(layer.probes.q, int64_t{layer.probes.max_kept} * layer.num_qo_heads * layer.head_dim);
+    copy_part(layer.probes.lse, int64_t{layer.probes.max_kept} * layer.num_qo_heads);
+    copy_part(const_cast<uint32_t*>(layer.probes.planned),
+              int64_t{layer.probes.max_intervals} * layer.probes.mask_words);
+  }
+}
+
 }  // namespace zipcache::detail

@@ -20,10 +20,7 @@
 
 #include <zipcache/attend/attend.cuh>
 #include <zipcache/core/head_dims.cuh>
-#include <zipcache/core/workspace.cuh>
 #include <zipcache/kv_cache.hpp>
-#include <zipcache/saliency/saliency.cuh>
-#include <zipcache/select/select.cuh>
 #include <zipcache/store/dequantize.cuh>
 #include <zipcache/store/store.cuh>
 #include <zipcache/stream/device_content.cuh>
@@ -35,6 +32,7 @@
 #include <zipcache/stream/device_rows.cuh>
 #include <zipcache/stream/device_sequences.cuh>
 #include <zipcache/stream/probe_plan.cuh>
+#include <zipcache/stream/probe_plan.hpp>
 #include <zipcache/stream/prompt_completion.cuh>
 #include <zipcache/stream/sequence_list.cuh>
 #include <zipcache/stream/stream.cuh>
@@ -597,7 +595,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   detail::device_sequences<Element> sequences_;
   detail::page_ledger ledger_;
   detail::device_memory<Policies, Element> memory_;
-  std::vector<flush_sizes> pinning_flushes_;
+  std::vector<flush_sizes> pinning_flushes_;  ///< [sinks], which the device has as well
 };
 
 }  // namespace zipcache

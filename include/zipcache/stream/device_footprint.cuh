@@ -6,9 +6,10 @@
 #include <cstdint>
 #include <set>
 
-#include <zipcache/core/types.hpp>
+#include <zipcache/policy/quantizers.hpp>
 #include <zipcache/store/device_layer.cuh>
 #include <zipcache/store/footprint.hpp>
+#include <zipcache/store/page.hpp>
 #include <zipcache/store/tile.hpp>
 #include <zipcache/stream/device_sequences.cuh>
 #include <zipcache/stream/options.hpp>

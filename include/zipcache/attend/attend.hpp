@@ -1,19 +1,6 @@
 // Attention on the CPU, directly on packed codes: no row of the cache is ever dequantized. In:
 // query rows of one KV head, a segment or rows in 16 bits. Out: softmax states that merge. Twin:
 // attend.cuh. @equality within rounding.
-//
-// Scales are folded where they cost least (design of the method, section 7). With q in base-2
-// units:
-//   keys by channel      q'_c = q_c * step_c, and sum_c q_c * min_c is one bias for each row
-//   keys by token        score_i = sum over groups of step_ig * (codes . q)_g + min_ig * sum of q
-//   over the group,
-//                        q first multiplied by the channel magnitudes if there are any
-//   values by channel    codes are summed with p, and out_c = step_c * sum_c + min_c * sum of p
-//   values by token      codes are summed with p_i * step_ig; sum_i p_i * min_ig is one scalar for
-//   each row and group;
-//                        magnitudes multiply the result once
-//   rotated keys         the query is rotated once; rotated values: the part's output is, at the
-//   end
 #pragma once
 
 #include <algorithm>
@@ -21,7 +8,9 @@
 #include <limits>
 #include <vector>
 
+#include <zipcache/attend/attend_packed.hpp>
 #include <zipcache/attend/attend_rows.hpp>
+#include <zipcache/attend/fold_parameters.hpp>
 #include <zipcache/attend/softmax_state.hpp>
 #include <zipcache/core/view.hpp>
 #include <zipcache/detail/block_math.hpp>
@@ -29,7 +18,6 @@
 #include <zipcache/store/store.hpp>
 #if ZIPCACHE_X86_VECTORS
 #include <zipcache/attend/attend_avx2.hpp>
-#include <zipcache/attend/attend_avx512.hpp>
 #endif
 
 namespace zipcache {
@@ -48,55 +36,6 @@ void load_codes(scalar_isa, const uint32_t* tile, int32_t head_dim, int32_t coun
       block[token * token_stride + channel * channel_stride] =
           Bits == 16 ? to_float(Storage{static_cast<uint16_t>(code)}) : static_cast<float>(code);
     }
-  }
-}
-
-/// q times pairs that vary by channel: folded_q = q * step, bias = q . min.
-template <class Granularity, class Storage>
-void fold_channel_pairs(attend_rows& rows, const affine_params<Storage>* pairs) {
-  const std::vector<float>& q = rows.query<Granularity>();
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    float sum = 0.0f;
-    for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
-      const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
-      rows.folded_q[index] = q[index] * to_float(pairs[channel].step);
-      sum += q[index] * to_float(pairs[channel].min);
-    }
-    rows.bias[static_cast<size_t>(row)] = sum;
-  }
-}
-
-/// q times channel magnitudes (or plain q), and its sums over the groups of channels.
-template <class Granularity, class Storage>
-void fold_magnitudes(attend_rows& rows, const Storage* magnitudes) {
-  const std::vector<float>& q = rows.query<Granularity>();
-  const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
-  const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    for (int32_t group = 0; group < groups; ++group) {
-      float sum = 0.0f;
-      for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel) {
-        const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
-        rows.folded_q[index] = Granularity::has_channel_magnitudes
-                                   ? q[index] * to_float(magnitudes[channel])
-                                   : q[index];
-        sum += rows.folded_q[index];
-      }
-      rows.group_sums[static_cast<size_t>(row * groups + group)] = sum;
-    }
-  }
-}
-
-/// What can be folded into the query once for a class of a segment.
-template <class Granularity, int Bits, class Storage>
-void fold_keys(attend_rows& rows, side_parameters<Storage> given) {
-  if constexpr (!has_pairs(Bits)) {
-    rows.folded_q = rows.query<Granularity>();
-    std::fill(rows.bias.begin(), rows.bias.end(), 0.0f);
-  } else if constexpr (Granularity::axis == parameter_axis::token) {
-    fold_magnitudes<Granularity>(rows, given.magnitudes);
-  } else if constexpr (Granularity::home == parameter_home::segment) {
-    fold_channel_pairs<Granularity>(rows, given.segment_pairs);
   }
 }
 
@@ -215,133 +154,6 @@ void accumulate_tile(attend_rows& rows, const uint32_t* codes, const affine_para
                         head_dim, rows.part_out.data());
   }
 }
-
-/// Applies minima and magnitudes by token, or pairs by channel of the segment.
-template <class Granularity, class Storage>
-void unfold_parameters(attend_rows& rows, side_parameters<Storage> given) {
-  const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
-  const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
-      float& value = rows.part_out[static_cast<size_t>(row * rows.head_dim + channel)];
-      if constexpr (Granularity::axis == parameter_axis::token) {
-        value += rows.zeros[static_cast<size_t>(row * groups + channel / group_size)];
-        if constexpr (Granularity::has_channel_magnitudes)
-          value *= to_float(given.magnitudes[channel]);
-      } else if constexpr (Granularity::home == parameter_home::segment) {
-        value = to_float(given.segment_pairs[channel].step) * value +
-                to_float(given.segment_pairs[channel].min) *
-                    rows.part_states[static_cast<size_t>(row)].sum;
-      }
-    }
-  }
-}
-
-/// Applies what was left out of the inner loop: parameters, and the way back from rotated channels.
-template <class Granularity, int Bits, class Storage>
-void unfold_values(attend_rows& rows, side_parameters<Storage> given) {
-  if constexpr (has_pairs(Bits)) unfold_parameters<Granularity>(rows, given);
-  if constexpr (is_rotated<Granularity>) {
-    for (int32_t row = 0; row < rows.rows; ++row)
-      rotate_channels(rows.part_out.data() + row * rows.head_dim, rows.head_dim);
-  }
-}
-
-#if ZIPCACHE_X86_VECTORS
-
-/// Layouts that the kernels of attend_avx512.hpp read: 2 or 4 bits, and parameters that are folded
-/// once for a class (by channel of the segment) or lie with one pair for a token.
-template <class Granularity, int Bits>
-inline constexpr bool is_packed_side = (Bits == 2 || Bits == 4) && Granularity::group_size == 0 &&
-                                       (Granularity::axis == parameter_axis::token ||
-                                        Granularity::home == parameter_home::segment);
-
-template <class Tile>
-inline constexpr bool is_packed_tile =
-    is_packed_side<typename Tile::key_granularity, Tile::key_bits>&&
-        is_packed_side<typename Tile::value_granularity, Tile::value_bits>;
-
-inline bool reads_packed(const attend_rows& rows) {
-  return active_cpu().load(std::memory_order_relaxed) == cpu_level::avx512 &&
-         rows.head_dim % 64 == 0 && rows.rows <= packed_scratch::most_rows;
-}
-
-/// Calls work(first row, its chunk, integral constant of the number of rows in the chunk).
-template <class Work>
-void for_row_chunks(int32_t rows, Work&& work) {
-  for (int32_t first = 0; first < rows; first += packed_scratch::row_chunk) {
-    const int32_t chunk = first / packed_scratch::row_chunk;
-    switch (rows - first) {
-      case 1:
-        work(first, chunk, std::integral_constant<int, 1>{});
-        break;
-      case 2:
-        work(first, chunk, std::integral_constant<int, 2>{});
-        break;
-      case 3:
-        work(first, chunk, std::integral_constant<int, 3>{});
-        break;
-      default:
-        work(first, chunk, std::integral_constant<int, 4>{});
-    }
-  }
-}
-
-/// attend_class on packed codes: see attend_avx512.hpp.
-template <class Policies, token_class Class, class Storage>
-void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_rows& rows) {
-  using tile = tile_record<Policies, Class>;
-  using key_granularity = typename tile::key_granularity;
-  using value_granularity = typename tile::value_granularity;
-  constexpr bool keys_by_token = key_granularity::axis == parameter_axis::token;
-  constexpr bool values_by_token = value_granularity::axis == parameter_axis::token;
-  const int32_t head_dim = rows.head_dim;
-  const auto record = view_record<Policies, Storage>(sealed, head);
-  packed_scratch& packed = rows.packed;
-  rows.begin_part();
-  fold_keys<key_granularity, tile::key_bits>(rows, record.template key_side<Class>());
-  split_queries<tile::key_bits>(rows.folded_q.data(), rows.rows, head_dim, packed);
-  packed.reset(rows.rows, head_dim);
-  tile_pairs_by_token key_pairs, value_pairs;
-
-  sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t count) {
-    using pair = affine_params<Storage>;
-    const auto* keys = reinterpret_cast<const uint32_t*>(bytes);
-    const auto* values =
-        reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim));
-    if constexpr (keys_by_token)
-      load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::key_pairs_offset(head_dim)),
-                       count, key_pairs.steps, key_pairs.mins);
-    if constexpr (values_by_token)
-      load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::value_pairs_offset(head_dim)),
-                       count, value_pairs.steps, value_pairs.mins);
-    prefetch_tile(bytes + tile::bytes(head_dim), tile::bytes(head_dim));
-    for_row_chunks(rows.rows, [&](int32_t first, int32_t chunk, auto size) {
-      float* scores = packed.scores.data() + first * tile_tokens;
-      const std::vector<float>& offset = keys_by_token ? rows.group_sums : rows.bias;
-      score_packed_keys<tile::key_bits, size()>(
-          keys, head_dim, packed.key_digits.data() + first * head_dim * packed_scratch::digits,
-          packed.has_third[chunk], packed.scales + first, scores);
-      weigh_packed_rows<size()>(packed, first, head_dim, count, scores,
-                                keys_by_token ? &key_pairs : nullptr, offset.data() + first,
-                                values_by_token ? &value_pairs : nullptr);
-      add_packed_values<tile::value_bits, size()>(values, head_dim,
-                                                  packed.weights.data() + first * 64,
-                                                  packed.sums.data() + first * 8 * head_dim);
-    });
-  });
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    const size_t i = static_cast<size_t>(row);
-    rows.part_states[i] = {packed.maxima[row], sum_of_16(packed.totals.data() + row * 32)};
-    rows.zeros[i] = sum_of_16(packed.totals.data() + row * 32 + 16);
-    unpack_sums<tile::value_bits>(packed.sums.data() + row * 8 * head_dim, head_dim,
-                                  rows.part_out.data() + row * head_dim);
-  }
-  unfold_values<value_granularity, tile::value_bits>(rows, record.template value_side<Class>());
-  rows.end_part();
-}
-
-#endif
 
 template <class Policies, token_class Class, class Storage>
 void attend_class(const segment<Policies>& sealed, int32_t head, attend_rows& rows) {

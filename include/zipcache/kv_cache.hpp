@@ -369,8 +369,8 @@ class kv_cache<Element, Policies, cpu_backend> {
         detail::require(std::is_same_v<Actual, Chosen>,
                         "restore names other policies than a layer has");
       });
-      auto state = std::make_unique<detail::stream<Element, Chosen>>(*pool_, shape_,
-                                                                     layer_options_[layer]);
+      auto state =
+          std::make_unique<detail::stream<Element, Chosen>>(*pool_, shape_, layer_options_[layer]);
       state->restore(contents[layer]);
       layers.push_back(std::move(state));
     }

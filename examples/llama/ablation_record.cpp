@@ -102,7 +102,7 @@ measured_cell cell_in(const ordered_json& object) {
   cell.bits_per_value = number_at(object, "bits_per_value");
   cell.bits_per_value_prefill = number_at(object, "bits_per_value_prefill");
   cell.ratio_allocated = number_at(object, "ratio_allocated");
-  cell.ratio_paper = number_at(object, "ratio_paper");
+  cell.ratio_paper = optional_at<double>(object, "ratio_paper");
   cell.perplexity = number_at(object, "perplexity");
   cell.perplexity_fp16 = number_at(object, "perplexity_fp16");
   const auto interval_at = [&](const char* mean, const char* low, const char* high) {

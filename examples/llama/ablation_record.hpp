@@ -23,7 +23,7 @@ struct measured_cell {
   double bits_per_value = 0;  // 16 / ratio_allocated
   double bits_per_value_prefill = 0;
   double ratio_allocated = 0;
-  double ratio_paper = 0;
+  std::optional<double> ratio_paper;
   double perplexity = 0;
   double perplexity_fp16 = 0;
   interval kl;

@@ -65,7 +65,7 @@ std::string csv_row(const experiment& experiment, const experiment_row& row, con
                    spelled(cell.bits_per_value),
                    spelled(cell.bits_per_value_prefill),
                    spelled(cell.ratio_allocated),
-                   spelled(cell.ratio_paper),
+                   spelled(cell.ratio_paper.value_or(not_measured)),
                    spelled(kl.mean),
                    spelled(kl.low),
                    spelled(kl.high),

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <vector>
 
 #include "comparison_object.hpp"
@@ -21,6 +22,11 @@ std::string format(const char* pattern, Values... values) {
 std::string with_interval(const interval& value, double unit, int decimals) {
   return format("%.*f [%.*f, %.*f]", decimals, unit * value.mean, decimals, unit * value.low,
                 decimals, unit * value.high);
+}
+
+std::optional<double> paper_ratio_of(const policy_result& result, const report_settings& settings) {
+  return result.policy->paper_ratio(settings.shape, settings.numbers,
+                                    settings.context + settings.generated);
 }
 
 // Columns as wide as their widest cell, the first one to the left.
@@ -123,10 +129,10 @@ std::string comparison_table(std::span<const policy_result> results,
     const auto surprise =
         paired_difference_interval(result.surprise, results[0].surprise, settings.seed);
     const bool reference = &result == &results[0];
+    const auto paper_ratio = paper_ratio_of(result, settings);
     table.add({result.policy->name, format("%.2f", result.after_prefill.ratio()),
                format("%.2f", result.after_decode.ratio()),
-               format("%.2f", result.policy->paper_ratio(settings.shape, settings.numbers,
-                                                         settings.context + settings.generated)),
+               paper_ratio ? format("%.2f", *paper_ratio) : "-",
                reference ? format("%.3f", std::exp(mean(result.surprise)))
                          : format("%+.2f %%", 100 * std::expm1(surprise.mean)),
                reference ? "0" : with_interval(kl, 1000, 1),
@@ -162,8 +168,9 @@ nlohmann::ordered_json comparison_object(const policy_result& result,
   object["context"] = settings.context;
   object["generated"] = settings.generated;
   object["ratio_allocated"] = result.after_decode.ratio();
-  object["ratio_paper"] = result.policy->paper_ratio(settings.shape, settings.numbers,
-                                                     settings.context + settings.generated);
+  const auto paper_ratio = paper_ratio_of(result, settings);
+  object["ratio_paper"] =
+      paper_ratio ? nlohmann::ordered_json(*paper_ratio) : nlohmann::ordered_json();
   object["perplexity"] = std::exp(mean(result.surprise));
   object["perplexity_fp16"] = std::exp(mean(reference.surprise));
   object["kl_mean"] = mean(result.kl);

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -77,6 +78,24 @@ inline zipcache::cache_options cache_options_of(const policy_numbers& numbers) {
           .seed = numbers.seed};
 }
 
+// The paper's formula at the policies' share of salient tokens.
+template <class Policies>
+std::optional<double> paper_ratio_of(const attention_shape& shape, const policy_numbers& numbers,
+                                     int tokens) {
+  using budget = typename Policies::budget_policy;
+  if constexpr (zipcache::counts_by_mass<budget>) {
+    return std::nullopt;  // num_salient is a bound there, not the share
+  } else {
+    const zipcache::budget_options options{
+        .salient_ratio = numbers.salient_ratio.value_or(budget::default_ratio)};
+    const double salient = static_cast<double>(budget::num_salient(tokens, options)) / tokens;
+    return zipcache::paper_ratio<Policies>(
+        {1.0, static_cast<double>(shape.num_kv_heads * shape.head_dim),
+         static_cast<double>(tokens)},
+        salient);
+  }
+}
+
 // @param fixed  what the entry itself says about the numbers, over those of the command line
 template <class Policies>
 policy_entry make_entry(std::string name, std::string summary, bool is_preset,
@@ -95,17 +114,10 @@ policy_entry make_entry(std::string name, std::string summary, bool is_preset,
                                                             threads);
   };
   entry.paper_ratio = [fixed](const attention_shape& shape, policy_numbers numbers, int tokens) {
-    using budget = typename Policies::budget_policy;
     if (fixed) {
       fixed(numbers);
     }
-    const zipcache::budget_options options{
-        .salient_ratio = numbers.salient_ratio.value_or(budget::default_ratio)};
-    const double salient = static_cast<double>(budget::num_salient(tokens, options)) / tokens;
-    return zipcache::paper_ratio<Policies>(
-        {1.0, static_cast<double>(shape.num_kv_heads * shape.head_dim),
-         static_cast<double>(tokens)},
-        salient);
+    return paper_ratio_of<Policies>(shape, numbers, tokens);
   };
   return entry;
 }

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -24,8 +25,10 @@ struct policy_entry {
   std::function<std::unique_ptr<policy_cache>(const attention_shape&, const policy_numbers&,
                                               int threads)>
       make;
-  // The paper's formula for one sequence of `tokens`, compressed at once.
-  std::function<double(const attention_shape&, const policy_numbers&, int tokens)> paper_ratio;
+  // The paper's formula for one sequence of `tokens`, compressed at once. None where the attention
+  // decides how many tokens are salient, which the formula has to know.
+  std::function<std::optional<double>(const attention_shape&, const policy_numbers&, int tokens)>
+      paper_ratio;
 };
 
 // Presets first, then ablations. The first one is `uncompressed`, the reference.

@@ -20,45 +20,24 @@
 
 #include <zipcache/attend/attend.cuh>
 #include <zipcache/core/head_dims.cuh>
-#include <zipcache/core/workspace.cuh>
 #include <zipcache/kv_cache.hpp>
-#include <zipcache/saliency/saliency.cuh>
-#include <zipcache/select/select.cuh>
 #include <zipcache/store/dequantize.cuh>
 #include <zipcache/store/store.cuh>
 #include <zipcache/stream/device_content.cuh>
+#include <zipcache/stream/device_footprint.cuh>
+#include <zipcache/stream/device_memory.cuh>
 #include <zipcache/stream/device_pages.cuh>
+#include <zipcache/stream/device_plan.cuh>
 #include <zipcache/stream/device_prompt.cuh>
 #include <zipcache/stream/device_rows.cuh>
+#include <zipcache/stream/device_sequences.cuh>
+#include <zipcache/stream/probe_plan.cuh>
 #include <zipcache/stream/probe_plan.hpp>
+#include <zipcache/stream/prompt_completion.cuh>
+#include <zipcache/stream/sequence_list.cuh>
 #include <zipcache/stream/stream.cuh>
 
 namespace zipcache {
-
-/// What a cache in device memory is sized for; all of it is allocated at once.
-struct device_limits {
-  int32_t max_sequences = 1;
-  int64_t max_tokens = 4096;  ///< of one sequence
-};
-
-/// @brief A fixed list of sequences in device memory, for calls that must not allocate. Made by
-/// kv_cache::make_batch.
-class sequence_list {
- public:
-  sequence_list(cudaStream_t stream, std::vector<sequence_id> sequences)
-      : sequences_(std::move(sequences)), indices_(sequences_.size()) {
-    std::vector<uint32_t> words;
-    for (const sequence_id sequence : sequences_) words.push_back(sequence.index);
-    detail::write_words(stream, reinterpret_cast<uint32_t*>(indices_.data()), words);
-  }
-  std::span<const sequence_id> sequences() const { return sequences_; }
-  int32_t size() const { return static_cast<int32_t>(sequences_.size()); }
-  const int32_t* device_indices() const { return indices_.data(); }
-
- private:
-  std::vector<sequence_id> sequences_;
-  detail::device_array<int32_t> indices_;
-};
 
 /// @brief A compressed KV cache of many sequences over all layers of a model, in device memory.
 ///
@@ -82,7 +61,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// @throws cuda_error  not enough device memory
   kv_cache(const cache_shape& shape, const device_limits& limits, const cache_options& options = {},
            cuda_backend backend = {})
-      : shape_(shape), limits_(limits), backend_(backend), ledger_(0) {
+      : shape_(shape), limits_(limits), backend_(backend), sequences_(0, 0), ledger_(0) {
     detail::check_shape(shape);
     detail::dispatch_head_dim(shape.head_dim, [&]<int32_t>() {});  // one that is compiled
     detail::check_granularity<typename Policies::key_quantizer_policy::granularity>(shape.head_dim);
@@ -94,35 +73,29 @@ class kv_cache<Element, Policies, cuda_backend> {
                     "layer_policy needs a policy_table, which the CUDA backend does not take");
     options_ = detail::resolve<Policies>(options);
     detail::check_device();
-    allocate(options);
+    const auto plan =
+        detail::plan_device_memory<Policies, Element>(shape, limits, options, options_);
+    pinning_flushes_ = plan.pinning_flushes;
+    sequences_ = {limits.max_sequences, shape.num_layers};
+    ledger_ = detail::page_ledger(plan.num_pages);
+    memory_ = detail::device_memory<Policies, Element>(plan);
   }
 
   const cache_shape& shape() const { return shape_; }
-  int64_t page_bytes() const { return layers_[0].page_bytes; }
+  int64_t page_bytes() const { return memory_.layer(0).page_bytes; }
   int64_t num_available_pages() const { return ledger_.num_available(); }
   /// The device view of a layer, for callers of the stages.
-  const layer_type& layer(int32_t index) const { return layers_[static_cast<size_t>(index)]; }
+  const layer_type& layer(int32_t index) const { return memory_.layer(index); }
   cuda_backend backend() const { return backend_; }
 
   /// @brief A new, empty sequence.
   /// @throws capacity_error  max_sequences are there
   sequence_id create() {
-    if (free_slots_.empty()) {
-      throw capacity_error(
-          "zipcache: all " + std::to_string(limits_.max_sequences) +
-          " sequences of the cache are in use; raise device_limits::max_sequences or release some");
-    }
-    const uint32_t index = free_slots_.back();
-    free_slots_.pop_back();
-    slot& created = slots_[index];
-    created.used = true;
-    created.layers.clear();
-    created.layers.resize(static_cast<size_t>(shape_.num_layers));
-    const sequence_id sequence{index, created.generation};
+    const sequence_id sequence = sequences_.take();
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
-      set_counts(layer, index, sequence_counts{});
-      detail::forget_pages(backend_.stream, layers_[static_cast<size_t>(layer)],
-                           static_cast<int32_t>(index), 0);
+      set_counts(layer, sequence.index, sequence_counts{});
+      detail::forget_pages(backend_.stream, memory_.layer(layer),
+                           static_cast<int32_t>(sequence.index), 0);
       plan_probes(sequence, layer);
     }
     return sequence;
@@ -130,56 +103,33 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   /// @brief Forgets a sequence; its pages are free for calls that follow in the stream.
   void release(sequence_id sequence) {
-    slot& released = slot_of(sequence);
-    for (const layer_mirror& mirror : released.layers) {
+    for (const layer_mirror& mirror : sequences_.of(sequence)) {
       for (const uint32_t page : mirror.pages) ledger_.give_back(page);
     }
-    released.layers.clear();
-    released.used = false;
-    ++released.generation;
-    free_slots_.push_back(sequence.index);
+    sequences_.give_back(sequence);
   }
 
   /// @brief A copy that goes its own way: compressed pages are shared, everything else is copied,
   /// and so are chunks of a prompt that is not complete.
   sequence_id fork(sequence_id sequence) {
-    const slot& source = slot_of(sequence);
+    const auto& source = sequences_.of(sequence);
     std::vector<std::unique_ptr<prompt_type>> prompts;  // before anything changes
-    for (const layer_mirror& from : source.layers)
+    for (const layer_mirror& from : source)
       prompts.push_back(from.prompt ? from.prompt->clone() : nullptr);
     const sequence_id copy = create();
-    slot& target = slots_[copy.index];
+    auto& target = sequences_.of(copy);
     const int32_t heads = shape_.num_kv_heads;
     for (int32_t index = 0; index < shape_.num_layers; ++index) {
-      const layer_type& layer = layers_[static_cast<size_t>(index)];
-      const layer_mirror& from = source.layers[static_cast<size_t>(index)];
-      layer_mirror& to = target.layers[static_cast<size_t>(index)];
+      const layer_type& layer = memory_.layer(index);
+      const layer_mirror& from = source[static_cast<size_t>(index)];
+      layer_mirror& to = target[static_cast<size_t>(index)];
       to.counts = from.counts;
       to.begin = from.begin;
       to.prompt = std::move(prompts[static_cast<size_t>(index)]);
       to.pages.assign(from.pages.begin(), from.pages.begin() + int64_t{from.counts.pages} * heads);
       for (const uint32_t page : to.pages) ledger_.share(page);
-      const auto copy_slot = [&](auto* array, int64_t elements) {
-        detail::check_cuda(
-            "cudaMemcpyAsync",
-            cudaMemcpyAsync(array + copy.index * elements, array + sequence.index * elements,
-                            static_cast<size_t>(elements) * sizeof(*array),
-                            cudaMemcpyDeviceToDevice, backend_.stream));
-      };
-      copy_slot(layer.table, int64_t{heads} * layer.max_pages);
-      copy_slot(layer.records, int64_t{layer.max_segments} * heads * layer.record_bytes());
-      copy_slot(layer.bitmaps, int64_t{heads} * layer.bitmap_words);
-      copy_slot(layer.window, int64_t{heads} * layer.window_tiles * layer.row_tile_elements());
-      copy_slot(layer.sink_rows, int64_t{heads} * layer.sink_tiles * layer.row_tile_elements());
-      copy_slot(layer.counts, 1);
-      if constexpr (Policies::needs_probes) {
-        copy_slot(layer.probes.recorded, layer.probes.mask_words);
-        copy_slot(layer.probes.q,
-                  int64_t{layer.probes.max_kept} * layer.num_qo_heads * layer.head_dim);
-        copy_slot(layer.probes.lse, int64_t{layer.probes.max_kept} * layer.num_qo_heads);
-        copy_slot(const_cast<uint32_t*>(layer.probes.planned),
-                  int64_t{layer.probes.max_intervals} * layer.probes.mask_words);
-      }
+      detail::copy_sequence(backend_.stream, layer, static_cast<int32_t>(sequence.index),
+                            static_cast<int32_t>(copy.index));
       // Pages that the source has reserved and not filled are its own.
       detail::forget_pages(backend_.stream, layer, static_cast<int32_t>(copy.index),
                            from.counts.pages);
@@ -231,7 +181,8 @@ class kv_cache<Element, Policies, cuda_backend> {
     }
     const bool completes = first + count == prompt_len;
     if (completes) {
-      const segment_shape<Policies> rest = shape_of(sealed_of(prompt_len) - pinned_of(prompt_len));
+      const auto parts = detail::parts_of_prompt<Policies>(prompt_len, options_.schedule);
+      const segment_shape<Policies> rest = shape_of(parts.compressed());
       reserve_pages(sequence, layer, rest.num_tokens > 0 ? rest.plan(page_bytes()).num_pages : 0);
     }
     std::unique_ptr<prompt_type> made;
@@ -244,7 +195,12 @@ class kv_cache<Element, Policies, cuda_backend> {
       if (made) mirror.prompt = std::move(made);
       return;
     }
-    complete_prompt(sequence, layer, prompt, made ? k : prompt.k(), made ? v : prompt.v());
+    mirror.counts = detail::complete_prompt(backend_, memory_.layer(layer),
+                                            static_cast<int32_t>(sequence.index), prompt,
+                                            made ? k : prompt.k(), made ? v : prompt.v(), options_);
+    mirror.begin = prompt_len;
+    set_counts(layer, sequence.index, mirror.counts);
+    plan_probes(sequence, layer);
     mirror.prompt.reset();
   }
 
@@ -252,7 +208,7 @@ class kv_cache<Element, Policies, cuda_backend> {
   sequence_list make_batch(std::span<const sequence_id> sequences) const {
     std::set<uint32_t> seen;
     for (const sequence_id sequence : sequences) {
-      slot_of(sequence);
+      sequences_.of(sequence);
       detail::require(seen.insert(sequence.index).second,
                       "sequence " + std::to_string(sequence.index) + " is in the batch twice");
     }
@@ -268,7 +224,8 @@ class kv_cache<Element, Policies, cuda_backend> {
       sequence_counts counts = mirror_of(sequence, layer).counts;
       while (counts.sealed + capacity() < num_tokens) {
         counts.window = static_cast<int32_t>(capacity());
-        advance_flush(counts, next_flush(counts), layers_[0].interval, layers_[0].window_slots());
+        advance_flush(counts, next_flush(counts), memory_.layer(0).interval,
+                      memory_.layer(0).window_slots());
       }
       reserve_pages(sequence, layer, counts.pages);
     }
@@ -300,9 +257,9 @@ class kv_cache<Element, Policies, cuda_backend> {
         if (is_full(mirror)) reserve_pages(sequence, layer, pages_after_flush(mirror));
       }
     }
-    zipcache::append(backend_, layers_[static_cast<size_t>(layer)],
+    zipcache::append(backend_, memory_.layer(layer),
                      append_batch<Element>{batch.size(), batch.device_indices(), k, v},
-                     append_workspace_.data(), append_workspace_.size());
+                     memory_.append_workspace().data(), memory_.append_workspace().size());
     if (captured) return;
     for (const sequence_id sequence : batch.sequences()) advance(mirror_of(sequence, layer));
   }
@@ -324,15 +281,15 @@ class kv_cache<Element, Policies, cuda_backend> {
     given.q = q;
     given.out = out;
     given.lse = lse;
-    zipcache::attend(backend_, layers_[static_cast<size_t>(layer)], given, attend_workspace_.data(),
-                     attend_workspace_.size());
+    zipcache::attend(backend_, memory_.layer(layer), given, memory_.attend_workspace().data(),
+                     memory_.attend_workspace().size());
   }
 
   /// @brief Tells the host that a captured graph with one append in every layer was replayed
   /// `steps` times.
   void note_replays(const sequence_list& batch, int64_t steps) {
     for (const sequence_id sequence : batch.sequences()) {
-      for (layer_mirror& mirror : slot_of(sequence).layers) {
+      for (layer_mirror& mirror : sequences_.of(sequence)) {
         for (int64_t step = 0; step < steps; ++step) advance(mirror);
       }
     }
@@ -340,8 +297,8 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   /// @brief Keeps the first `len` tokens in every layer; exact within the window.
   void truncate(sequence_id sequence, int64_t len) {
-    slot& truncated = slot_of(sequence);
-    for (const layer_mirror& mirror : truncated.layers) {
+    auto& truncated = sequences_.of(sequence);
+    for (const layer_mirror& mirror : truncated) {
       check_complete("truncate", mirror);
       if (len < mirror.counts.sealed || len > mirror.counts.sealed + mirror.counts.window) {
         detail::refuse("len", len,
@@ -352,7 +309,7 @@ class kv_cache<Element, Policies, cuda_backend> {
       }
     }
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
-      layer_mirror& mirror = truncated.layers[static_cast<size_t>(layer)];
+      layer_mirror& mirror = truncated[static_cast<size_t>(layer)];
       sequence_counts& counts = mirror.counts;
       counts.window = static_cast<int32_t>(len - counts.sealed);
       if (len < mirror.begin) {
@@ -365,9 +322,9 @@ class kv_cache<Element, Policies, cuda_backend> {
       }
       set_counts(layer, sequence.index, counts);
       if constexpr (Policies::needs_probes)
-        detail::forget_probes(backend_.stream, layers_[static_cast<size_t>(layer)],
+        detail::forget_probes(backend_.stream, memory_.layer(layer),
                               static_cast<int32_t>(sequence.index),
-                              counts.window - layers_[0].recent);
+                              counts.window - memory_.layer(0).recent);
     }
   }
 
@@ -377,8 +334,8 @@ class kv_cache<Element, Policies, cuda_backend> {
                   tensor_view<float> v) const {
     check_complete("dequantize", mirror_of(sequence, layer));
     detail::require_equal("k.num_tokens", k.num_tokens, length(sequence, layer));
-    zipcache::dequantize(backend_, layers_[static_cast<size_t>(layer)],
-                         static_cast<int32_t>(sequence.index), k, v);
+    zipcache::dequantize(backend_, memory_.layer(layer), static_cast<int32_t>(sequence.index), k,
+                         v);
   }
 
   /// @brief What the device found wrong since the last call; waits for the stream.
@@ -386,10 +343,10 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// @throws argument_error  values that were not finite
   void check() {
     uint32_t status = 0;
-    detail::check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(&status, status_.data(), sizeof status,
+    detail::check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(&status, memory_.status(), sizeof status,
                                                           cudaMemcpyDeviceToHost, backend_.stream));
     detail::check_cuda("cudaMemsetAsync",
-                       cudaMemsetAsync(status_.data(), 0, sizeof status, backend_.stream));
+                       cudaMemsetAsync(memory_.status(), 0, sizeof status, backend_.stream));
     detail::check_cuda("cudaStreamSynchronize", cudaStreamSynchronize(backend_.stream));
     const auto has = [status](device_fault fault) {
       return (status & static_cast<uint32_t>(fault)) != 0;
@@ -412,10 +369,9 @@ class kv_cache<Element, Policies, cuda_backend> {
   int64_t read_length(sequence_id sequence, int32_t layer) const {
     mirror_of(sequence, layer);
     sequence_counts counts;
-    detail::check_cuda(
-        "cudaMemcpyAsync",
-        cudaMemcpyAsync(&counts, layers_[static_cast<size_t>(layer)].counts + sequence.index,
-                        sizeof counts, cudaMemcpyDeviceToHost, backend_.stream));
+    detail::check_cuda("cudaMemcpyAsync",
+                       cudaMemcpyAsync(&counts, memory_.layer(layer).counts + sequence.index,
+                                       sizeof counts, cudaMemcpyDeviceToHost, backend_.stream));
     detail::check_cuda("cudaStreamSynchronize", cudaStreamSynchronize(backend_.stream));
     return int64_t{counts.sealed} + counts.window;
   }
@@ -427,30 +383,9 @@ class kv_cache<Element, Policies, cuda_backend> {
     const layer_mirror& mirror = mirror_of(sequence, layer);
     if (mirror.prompt)
       throw state_error("zipcache: a sequence cannot be moved before its prompt is complete");
-    const layer_type& source = layers_[static_cast<size_t>(layer)];
-    const auto index = static_cast<int32_t>(sequence.index);
-    const sequence_counts counts =
-        detail::read_values<sequence_counts>(backend_.stream, source.counts + index, 1)[0];
-    layer_content<Element, Policies> content;
-    detail::read_rows<Policies, Element>(backend_.stream, source, source.sink_tile(index, 0, 0),
-                                         source.sink_tiles, 0, counts.sinks, content.sinks);
-    int64_t page = 0;
-    int64_t word = 0;
-    for (int32_t segment = 0; segment < counts.segments; ++segment) {
-      const bool is_first = segment == 0 && counts.prompt_tokens > 0;
-      const segment_shape<Policies> shape = shape_of(is_first ? counts.prompt_tokens : interval());
-      content.segments.push_back(
-          detail::read_segment(backend_.stream, source, index, segment, shape, page, word));
-      page += shape.plan(source.page_bytes).num_pages;
-      word += shape.bitmap_words();
-    }
-    detail::read_rows<Policies, Element>(backend_.stream, source, source.window_tile(index, 0, 0),
-                                         source.window_tiles, counts.window_first, counts.window,
-                                         content.window);
-    content.interval_start = mirror.begin;
-    if constexpr (Policies::needs_probes)
-      detail::read_probes(backend_.stream, source, index, counts, content);
-    return content;
+    return detail::read_content(backend_.stream, memory_.layer(layer),
+                                static_cast<int32_t>(sequence.index), mirror.begin,
+                                options_.budget);
   }
 
   /// @brief A new sequence that is what `read_layer` gave for each layer of another one, in a cache
@@ -479,52 +414,30 @@ class kv_cache<Element, Policies, cuda_backend> {
   /// share of all that is allocated in advance (window, sinks, records, tables, kept probes), and
   /// chunks that wait. What is in pages shared by forks counts once, its tokens for each.
   zipcache::footprint footprint() const {
-    zipcache::footprint total;
-    std::set<uint32_t> pages;
-    for (const slot& entry : slots_) {
-      for (const layer_mirror& mirror : entry.layers) {
-        add_layer_bytes(mirror, pages, total);
-        pages.insert(mirror.pages.begin(), mirror.pages.end());
-      }
-    }
-    total.padding_bytes = static_cast<int64_t>(pages.size()) * page_bytes() - total.code_bytes -
-                          token_parameter_bytes(total);
-    return total;
+    detail::device_footprint<Policies, Element> bytes(memory_.layer(0), options_);
+    sequences_.visit([&](const auto& layers) {
+      for (const layer_mirror& mirror : layers) bytes.add(mirror);
+    });
+    return bytes.total();
   }
 
  private:
   using prompt_type = detail::device_prompt<Element>;
-
-  /// What the host knows of one layer of one sequence. It follows the device by arithmetic alone.
-  struct layer_mirror {
-    sequence_counts counts;
-    int64_t begin = 0;                    ///< tokens that the prompt brought
-    std::vector<uint32_t> pages;          ///< [entries, num_kv_heads], filled and reserved
-    std::unique_ptr<prompt_type> prompt;  ///< chunks that wait for the others
-
-    int64_t num_tokens() const {
-      return prompt ? prompt->num_tokens() : int64_t{counts.sealed} + counts.window;
-    }
-  };
-  struct slot {
-    bool used = false;
-    uint32_t generation = 0;
-    std::vector<layer_mirror> layers;
-  };
+  using layer_mirror = detail::layer_mirror<Element>;
 
   int64_t interval() const { return options_.schedule.recompress_interval; }
   int64_t capacity() const { return interval() + options_.schedule.recent_window; }
   bool is_full(const layer_mirror& mirror) const { return mirror.counts.window >= capacity(); }
   flush_sizes next_flush(const sequence_counts& counts) const {
-    return layers_[0].next_flush(counts, pinning_flushes_.data());
+    return memory_.layer(0).next_flush(counts, pinning_flushes_.data());
   }
   int64_t pages_after_flush(const layer_mirror& mirror) const {
     return int64_t{mirror.counts.pages} + next_flush(mirror.counts).pages;
   }
 
   segment_shape<Policies> shape_of(int64_t num_tokens) const {
-    return {shape_.num_kv_heads, shape_.head_dim, num_tokens,
-            Policies::budget_policy::num_salient(num_tokens, options_.budget)};
+    return detail::segment_of<Policies>(shape_.num_kv_heads, shape_.head_dim, num_tokens,
+                                        options_.budget);
   }
 
   void check_content(const layer_content<Element, Policies>& content) const {
@@ -547,7 +460,7 @@ class kv_cache<Element, Policies, cuda_backend> {
 
   void restore_layer(sequence_id sequence, int32_t layer,
                      const layer_content<Element, Policies>& content) {
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const layer_type& target = memory_.layer(layer);
     const auto index = static_cast<int32_t>(sequence.index);
     const cudaStream_t stream = backend_.stream;
     layer_mirror& mirror = mirror_of(sequence, layer);
@@ -555,186 +468,13 @@ class kv_cache<Element, Policies, cuda_backend> {
     for (const auto& part : content.segments) pages += part.shape.plan(page_bytes()).num_pages;
     reserve_pages(sequence, layer, pages);
 
-    sequence_counts counts{};
-    counts.sinks = static_cast<int32_t>(content.sinks.num_tokens);
-    counts.sealed = static_cast<int32_t>(content.sealed());
-    counts.window = static_cast<int32_t>(content.window.num_tokens);
-    int64_t word = 0;
-    for (const segment_content<Policies>& part : content.segments) {
-      const auto segment_pages = static_cast<int32_t>(part.shape.plan(page_bytes()).num_pages);
-      detail::write_segment(stream, target, index, counts.segments, part,
-                            mirror.pages.data() + int64_t{counts.pages} * shape_.num_kv_heads,
-                            counts.pages, word);
-      if (counts.segments == 0) {
-        counts.prompt_tokens = static_cast<int32_t>(part.shape.num_tokens);
-        counts.prompt_pages = segment_pages;
-      }
-      counts.segments += 1;
-      counts.pages += segment_pages;
-      word += part.shape.bitmap_words();
-    }
-    const auto sinks = detail::tiles_of(target, target.sink_tiles, content.sinks);
-    const auto window = detail::tiles_of(target, target.window_tiles, content.window);
-    detail::write_array(stream, target.sink_tile(index, 0, 0), sinks.data(),
-                        static_cast<int64_t>(sinks.size()));
-    detail::write_array(stream, target.window_tile(index, 0, 0), window.data(),
-                        static_cast<int64_t>(window.size()));
-    mirror.counts = counts;
+    mirror.counts = detail::write_content(stream, target, index, content, mirror.pages);
     mirror.begin = content.interval_start;
-    set_counts(layer, sequence.index, counts);
+    set_counts(layer, sequence.index, mirror.counts);
     plan_probes(sequence, layer);
     if constexpr (Policies::needs_probes)
-      detail::write_probes(stream, target, index, counts, content);
+      detail::write_probes(stream, target, index, mirror.counts, content);
     detail::wait_for(stream);
-  }
-
-  /// A flush that makes sinks of the first `pinned` tokens.
-  flush_sizes plan_flush(int64_t pinned, int64_t page_bytes) const {
-    const int64_t rest = interval() - pinned;
-    const int64_t salient = Policies::budget_policy::num_salient(rest, options_.budget);
-    const segment_shape<Policies> shape{shape_.num_kv_heads, shape_.head_dim, rest, salient};
-    return {static_cast<int32_t>(pinned), static_cast<int32_t>(salient),
-            static_cast<int32_t>(Policies::budget_policy::num_recent(rest, options_.budget)),
-            static_cast<int32_t>(shape.plan(page_bytes).num_pages)};
-  }
-
-  /// An interval is compressed in one block's shared memory.
-  void check_interval() const {
-    const auto needed = [&](int64_t tokens) {
-      return detail::general_flush_layout<Policies>{static_cast<int32_t>(tokens), shape_.head_dim}
-          .bytes();
-    };
-    // Scores, ranks, list and bitmap take less than 17 bytes a token.
-    const int64_t most_tokens = (detail::most_shared_bytes() - needed(0) - 64) / 17;
-    if (interval() > most_tokens)
-      detail::refuse("recompress_interval", interval(),
-                     ("at most " + std::to_string(most_tokens) +
-                      " on this GPU, whose shared memory an interval must fit into")
-                         .c_str());
-    detail::require_between("recent_window", options_.schedule.recent_window, int64_t{0},
-                            int64_t{1} << 30);
-  }
-
-  void allocate(const cache_options& options) {
-    const int32_t heads = shape_.num_kv_heads;
-    const int64_t sequences = limits_.max_sequences;
-    const int64_t layers = shape_.num_layers;
-    layer_type common{};
-    common.num_qo_heads = shape_.num_qo_heads;
-    common.num_kv_heads = heads;
-    common.head_dim = shape_.head_dim;
-    common.max_sequences = limits_.max_sequences;
-    common.sm_scale = shape_.softmax_scale();
-    common.page_bytes = options.page_bytes != 0
-                            ? options.page_bytes
-                            : detail::natural_page_bytes<Policies>(options_, shape_.head_dim);
-    using tiles = segment_shape<Policies>;
-    const int64_t largest_tile = most(tiles::salient_tile_bytes(shape_.head_dim),
-                                      tiles::regular_tile_bytes(shape_.head_dim));
-    // The CPU keeps 16-bit rows in pages as well; the same sizes are refused on both.
-    const int64_t least_bytes = most<int64_t>(largest_tile, int64_t{4} * shape_.head_dim);
-    if (options.page_bytes != 0 &&
-        (options.page_bytes < least_bytes || options.page_bytes > (int64_t{256} << 10) ||
-         options.page_bytes % 64 != 0)) {
-      detail::refuse("page_bytes", options.page_bytes,
-                     ("a multiple of 64 from " + std::to_string(least_bytes) +
-                      ", which one tile needs, to 256 KiB")
-                         .c_str());
-    }
-    detail::require_between("max_pages", options.max_pages, int64_t{0}, int64_t{1} << 31);
-    check_interval();
-    common.interval = static_cast<int32_t>(interval());
-    common.recent = static_cast<int32_t>(options_.schedule.recent_window);
-    const flush_sizes flush = plan_flush(0, common.page_bytes);
-    common.interval_salient = flush.salient;
-    common.interval_recent = flush.recent;
-    common.interval_pages = flush.pages;
-    for (int32_t pinned = 1; pinned <= Policies::sink_policy_type::count; ++pinned)
-      pinning_flushes_.push_back(
-          plan_flush(std::min<int64_t>(pinned, interval()), common.page_bytes));
-    const int64_t most_intervals = ceil_div(limits_.max_tokens, interval()) + 1;
-    const int64_t prompt_pages =
-        tiles{heads, shape_.head_dim, limits_.max_tokens,
-              Policies::budget_policy::num_salient(limits_.max_tokens, options_.budget)}
-            .plan(common.page_bytes)
-            .num_pages;
-    const int64_t most_pages =
-        std::max(prompt_pages, most_intervals * common.interval_pages) + common.interval_pages + 1;
-    common.max_pages = static_cast<int32_t>(most_pages + common.interval_pages);
-    common.max_segments = static_cast<int32_t>(most_intervals + 1);
-    common.bitmap_words =
-        static_cast<int32_t>(limits_.max_tokens / 32 + 2 * common.max_segments + 2);
-    common.window_tiles = static_cast<int32_t>(ceil_div<int64_t>(capacity(), tile_tokens));
-    common.sink_tiles = ceil_div<int32_t>(Policies::sink_policy_type::count, tile_tokens);
-    const int64_t pool_pages =
-        options.max_pages > 0 ? options.max_pages : most_pages * heads * sequences * layers;
-    detail::require_between("the number of pages", pool_pages, int64_t{0}, int64_t{1} << 31);
-    ledger_ = detail::page_ledger(pool_pages);
-
-    const auto make = [](auto& array, int64_t count) {
-      array = std::remove_reference_t<decltype(array)>(static_cast<size_t>(count));
-      if (count > 0)
-        detail::check_cuda("cudaMemset",
-                           cudaMemset(array.data(), 0, array.size() * sizeof(*array.data())));
-    };
-    const int64_t per_head = sequences * heads * layers;
-    make(pages_, pool_pages * common.page_bytes);
-    make(tables_, per_head * common.max_pages);
-    make(records_, per_head * common.max_segments * common.record_bytes());
-    make(bitmaps_, per_head * common.bitmap_words);
-    make(counts_, sequences * layers);
-    make(windows_, per_head * common.window_tiles * common.row_tile_elements());
-    make(sinks_, per_head * common.sink_tiles * common.row_tile_elements());
-    make(status_, 1);
-    make(device_pinning_flushes_, static_cast<int64_t>(pinning_flushes_.size()));
-    if (!pinning_flushes_.empty())
-      detail::check_cuda(
-          "cudaMemcpy",
-          cudaMemcpy(device_pinning_flushes_.data(), pinning_flushes_.data(),
-                     pinning_flushes_.size() * sizeof(flush_sizes), cudaMemcpyHostToDevice));
-    common.pinning_flushes = device_pinning_flushes_.data();
-    if constexpr (Policies::needs_probes) {
-      common.probes.max_intervals = static_cast<int32_t>(most_intervals);
-      common.probes.mask_words = static_cast<int32_t>(ceil_div<int64_t>(interval(), 32));
-      common.probes.max_kept =
-          static_cast<int32_t>(detail::interval_probe_rows<Policies>(0, 0, options_).size());
-      make(planned_, sequences * layers * common.probes.max_intervals * common.probes.mask_words);
-      make(recorded_, sequences * layers * common.probes.mask_words);
-      make(kept_q_,
-           sequences * layers * common.probes.max_kept * shape_.num_qo_heads * shape_.head_dim);
-      make(kept_lse_, sequences * layers * common.probes.max_kept * shape_.num_qo_heads);
-    }
-    for (int64_t layer = 0; layer < layers; ++layer) {
-      layer_type view = common;
-      const int64_t first = layer * sequences;
-      view.pages = pages_.data();
-      view.table = tables_.data() + first * heads * common.max_pages;
-      view.records = records_.data() + first * heads * common.max_segments * common.record_bytes();
-      view.bitmaps = bitmaps_.data() + first * heads * common.bitmap_words;
-      view.counts = counts_.data() + first;
-      view.window =
-          windows_.data() + first * heads * common.window_tiles * common.row_tile_elements();
-      view.sink_rows =
-          sinks_.data() + first * heads * common.sink_tiles * common.row_tile_elements();
-      view.status = status_.data();
-      if constexpr (Policies::needs_probes) {
-        view.probes.planned =
-            planned_.data() + first * common.probes.max_intervals * common.probes.mask_words;
-        view.probes.recorded = recorded_.data() + first * common.probes.mask_words;
-        view.probes.q =
-            kept_q_.data() + first * common.probes.max_kept * shape_.num_qo_heads * shape_.head_dim;
-        view.probes.lse = kept_lse_.data() + first * common.probes.max_kept * shape_.num_qo_heads;
-      }
-      layers_.push_back(view);
-    }
-    make(attend_workspace_,
-         static_cast<int64_t>(attend_workspace_bytes(layers_[0], limits_.max_sequences)));
-    make(append_workspace_, static_cast<int64_t>(append_workspace_bytes(layers_[0])));
-    slots_.resize(static_cast<size_t>(limits_.max_sequences));
-    for (int32_t i = limits_.max_sequences - 1; i >= 0; --i)
-      free_slots_.push_back(static_cast<uint32_t>(i));
-    detail::check_cuda("cudaDeviceSynchronize",
-                       cudaDeviceSynchronize());  // the memory is ready for any stream
   }
 
   /// What a part of a prompt must be before anything is launched.
@@ -783,141 +523,20 @@ class kv_cache<Element, Policies, cuda_backend> {
                       std::to_string(mirror.prompt->prompt_len()) + " tokens are there");
   }
 
-  int64_t sealed_of(int64_t prompt_len) const {
-    return Policies::schedule_policy::sealed_by_prefill(prompt_len, options_.schedule);
-  }
-  int64_t pinned_of(int64_t prompt_len) const {
-    return std::min<int64_t>(Policies::sink_policy_type::count, sealed_of(prompt_len));
-  }
-
-  /// Compresses a prompt whose pages are reserved. k, v hold all of it.
-  void complete_prompt(sequence_id sequence, int32_t layer, const prompt_type& prompt,
-                       tensor_view<const Element> k, tensor_view<const Element> v) {
-    layer_mirror& mirror = mirror_of(sequence, layer);
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
-    const int64_t n = k.num_tokens;
-    const int64_t sealed = sealed_of(n);
-    const int64_t pinned = pinned_of(n);
-    const int64_t rest = sealed - pinned;
-    sequence_counts counts{};
-    counts.sinks = static_cast<int32_t>(pinned);
-    counts.sealed = static_cast<int32_t>(sealed);
-    counts.window = static_cast<int32_t>(n - sealed);
-    if (rest > 0) {
-      const segment_shape<Policies> shape = shape_of(rest);
-      counts.prompt_tokens = static_cast<int32_t>(rest);
-      counts.prompt_pages = counts.pages =
-          static_cast<int32_t>(shape.plan(target.page_bytes).num_pages);
-      counts.segments = 1;
-      compress_prompt(
-          static_cast<int32_t>(sequence.index), target, k, v, prompt, pinned,
-          {rest, shape.num_salient, Policies::budget_policy::num_recent(rest, options_.budget)});
-    }
-    detail::write_rows(backend_.stream, target, static_cast<int32_t>(sequence.index), k, v, pinned,
-                       sealed);
-    mirror.counts = counts;
-    mirror.begin = n;
-    set_counts(layer, sequence.index, counts);
-    plan_probes(sequence, layer);
-  }
-
-  /// Scores, selects and stores the prompt's tokens behind its sinks.
-  void compress_prompt(int32_t sequence, const layer_type& target, tensor_view<const Element> k,
-                       tensor_view<const Element> v, const prompt_type& prompt, int64_t pinned,
-                       const selection_size& size) {
-    const int32_t heads = shape_.num_kv_heads;
-    const int64_t n = k.num_tokens;  // tokens that stay in the window have their share of attention
-    const size_t store_bytes = store_workspace_bytes(target, 1, size.num_tokens);
-    size_t saliency_bytes = 0;
-    if constexpr (Policies::needs_probes)
-      saliency_bytes =
-          saliency_workspace_bytes<typename Policies::saliency_policy,
-                                   typename Policies::scope_policy>(prompt.probes(), k);
-    // The same code counts and hands out.
-    struct {
-      float *all_scores, *scores;
-      uint32_t* bitmap;
-      std::byte* workspace;
-    } parts{};
-    const auto carve = [&](void* memory) {
-      detail::workspace_cursor cursor(memory);
-      parts.all_scores = cursor.template take<float>(heads * n);
-      parts.scores = size.num_tokens < n ? cursor.template take<float>(heads * size.num_tokens)
-                                         : parts.all_scores;
-      parts.bitmap = cursor.template take<uint32_t>(heads * ceil_div<int64_t>(size.num_tokens, 32));
-      parts.workspace = cursor.template take<std::byte>(
-          static_cast<int64_t>(std::max(store_bytes, saliency_bytes)));
-      return cursor.taken_bytes();
-    };
-    void* memory = nullptr;
-    detail::check_cuda("cudaMallocAsync",
-                       cudaMallocAsync(&memory, carve(nullptr), backend_.stream));
-    carve(memory);
-    try {
-      const device_workspace workspace{parts.workspace, std::max(store_bytes, saliency_bytes)};
-      if constexpr (Policies::needs_probes) {
-        saliency<typename Policies::saliency_policy, typename Policies::scope_policy>(
-            backend_, prompt.probes(), k, shape_.softmax_scale(), parts.all_scores, workspace);
-      } else if constexpr (Policies::budget_policy::uses_scores) {
-        detail::score_positions<typename Policies::saliency_policy>(backend_.stream, heads, n,
-                                                                    parts.all_scores);
-      } else {
-        detail::check_cuda(
-            "cudaMemsetAsync",
-            cudaMemsetAsync(parts.all_scores, 0, static_cast<size_t>(heads * n) * sizeof(float),
-                            backend_.stream));
-      }
-      if (size.num_tokens < n) {
-        detail::check_cuda(
-            "cudaMemcpy2DAsync",
-            cudaMemcpy2DAsync(parts.scores, static_cast<size_t>(size.num_tokens) * sizeof(float),
-                              parts.all_scores + pinned, static_cast<size_t>(n) * sizeof(float),
-                              static_cast<size_t>(size.num_tokens) * sizeof(float),
-                              static_cast<size_t>(heads), cudaMemcpyDeviceToDevice,
-                              backend_.stream));
-      }
-      select(backend_, parts.scores, heads, size, nullptr, parts.bitmap);
-      store(backend_, target, sequence, k.tokens(pinned, size.num_tokens),
-            v.tokens(pinned, size.num_tokens), parts.bitmap, size.num_salient, workspace);
-    } catch (...) {
-      cudaFreeAsync(memory, backend_.stream);
-      throw;
-    }
-    detail::check_cuda("cudaFreeAsync", cudaFreeAsync(memory, backend_.stream));
-  }
-
-  /// The probes of all intervals that may follow, counted from where the window now begins.
+  /// Once what is sealed, or what the prompt brought, has changed.
   void plan_probes(sequence_id sequence, int32_t layer) {
     if constexpr (Policies::needs_probes) {
-      const layer_type& target = layers_[static_cast<size_t>(layer)];
       const layer_mirror& mirror = mirror_of(sequence, layer);
-      std::vector<uint32_t> masks(static_cast<size_t>(target.probes.max_intervals) *
-                                      static_cast<size_t>(target.probes.mask_words),
-                                  0);
-      for (int32_t i = 0; i < target.probes.max_intervals; ++i) {
-        const int64_t first = mirror.counts.sealed + target.recent + int64_t{i} * interval();
-        for (const int64_t row :
-             detail::interval_probe_rows<Policies>(first, mirror.begin, options_)) {
-          masks[static_cast<size_t>(int64_t{i} * target.probes.mask_words + row / 32)] |=
-              1u << (row % 32);
-        }
-      }
-      detail::write_words(
-          backend_.stream,
-          const_cast<uint32_t*>(target.probes.planned_of(static_cast<int32_t>(sequence.index), 0)),
-          masks);
-      detail::check_cuda(
-          "cudaMemsetAsync",
-          cudaMemsetAsync(target.probes.recorded_of(static_cast<int32_t>(sequence.index)), 0,
-                          static_cast<size_t>(target.probes.mask_words) * sizeof(uint32_t),
-                          backend_.stream));
+      detail::write_probe_plan(backend_.stream, memory_.layer(layer),
+                               static_cast<int32_t>(sequence.index), mirror.counts.sealed,
+                               mirror.begin, options_);
     }
   }
 
   /// Takes pages so that every head's table has `entries` of them.
   void reserve_pages(sequence_id sequence, int32_t layer, int64_t entries) {
     layer_mirror& mirror = mirror_of(sequence, layer);
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const layer_type& target = memory_.layer(layer);
     const int64_t have = static_cast<int64_t>(mirror.pages.size()) / shape_.num_kv_heads;
     if (entries <= have) return;
     detail::require_between("the number of pages of a head", entries, int64_t{0},
@@ -932,12 +551,13 @@ class kv_cache<Element, Policies, cuda_backend> {
   void advance(layer_mirror& mirror) const {
     sequence_counts& counts = mirror.counts;
     if (is_full(mirror))
-      advance_flush(counts, next_flush(counts), layers_[0].interval, layers_[0].window_slots());
+      advance_flush(counts, next_flush(counts), memory_.layer(0).interval,
+                    memory_.layer(0).window_slots());
     counts.window += 1;
   }
 
   void set_counts(int32_t layer, uint32_t sequence, const sequence_counts& counts) {
-    const layer_type& target = layers_[static_cast<size_t>(layer)];
+    const layer_type& target = memory_.layer(layer);
     std::vector<uint32_t> words(sizeof counts / sizeof(uint32_t));
     std::memcpy(words.data(), &counts, sizeof counts);
     detail::write_words(backend_.stream, reinterpret_cast<uint32_t*>(target.counts + sequence),
@@ -950,55 +570,6 @@ class kv_cache<Element, Policies, cuda_backend> {
     return status != cudaStreamCaptureStatusNone;
   }
 
-  /// `seen` are the pages of layers counted before.
-  void add_layer_bytes(const layer_mirror& mirror, const std::set<uint32_t>& seen,
-                       zipcache::footprint& total) const {
-    const layer_type& view = layers_[0];
-    const int64_t heads = shape_.num_kv_heads;
-    const sequence_counts& counts = mirror.counts;
-    const int64_t tokens = mirror.num_tokens();
-    const auto add_class = [&]<token_class Class>(int64_t class_tokens) {
-      using tile = tile_record<Policies, Class>;
-      total.code_bytes +=
-          class_tokens * heads * shape_.head_dim * (tile::key_bits + tile::value_bits) / 8;
-      total.parameter_bytes += class_tokens * heads *
-                               (tile::bytes(shape_.head_dim) - tile::code_bytes(shape_.head_dim)) /
-                               tile_tokens;
-    };
-    const auto add_segment = [&](int64_t first_page, int64_t pages, int64_t segment_tokens) {
-      if (pages == 0 || seen.count(mirror.pages[static_cast<size_t>(first_page * heads)]) > 0)
-        return;
-      const int64_t salient = Policies::budget_policy::num_salient(segment_tokens, options_.budget);
-      add_class.template operator()<token_class::salient>(salient);
-      add_class.template operator()<token_class::regular>(segment_tokens - salient);
-    };
-    add_segment(0, counts.prompt_pages, counts.prompt_tokens);
-    for (int64_t i = 0; i < counts.interval_segments(); ++i)
-      add_segment(counts.prompt_pages + i * view.interval_pages, view.interval_pages, interval());
-    total.window_bytes += heads * (view.window_tiles + view.sink_tiles) * view.row_tile_elements() *
-                          static_cast<int64_t>(sizeof(Element));
-    if (mirror.prompt) total.window_bytes += mirror.prompt->bytes();
-    record_bytes_of_all_ = heads * view.max_segments * view.record_bytes();
-    total.parameter_bytes += record_bytes_of_all_;
-    total.table_bytes += heads * (view.max_pages * static_cast<int64_t>(sizeof(page_entry)) +
-                                  view.bitmap_words * 4) +
-                         static_cast<int64_t>(sizeof(sequence_counts));
-    if constexpr (Policies::needs_probes) {
-      total.table_bytes += int64_t{view.probes.mask_words} * 4 * (view.probes.max_intervals + 1) +
-                           int64_t{view.probes.max_kept} * shape_.num_qo_heads *
-                               (shape_.head_dim * static_cast<int64_t>(sizeof(Element)) + 4);
-    }
-    total.num_tokens += tokens;
-    total.uncompressed_bytes += tokens * heads * shape_.head_dim * 4;
-    ++num_counted_;
-  }
-  /// Parameters that lie in pages, which is all but the records.
-  int64_t token_parameter_bytes(const zipcache::footprint& total) const {
-    const int64_t in_pages = total.parameter_bytes - num_counted_ * record_bytes_of_all_;
-    num_counted_ = 0;
-    return in_pages;
-  }
-
   void check_view(const char* name, tensor_view<const Element> x, int32_t heads) const {
     detail::require_equal((std::string(name) + ".num_heads").c_str(), x.num_heads, heads);
     detail::require_equal((std::string(name) + ".head_dim").c_str(), x.head_dim, shape_.head_dim);
@@ -1008,22 +579,10 @@ class kv_cache<Element, Policies, cuda_backend> {
     detail::require_between("layer", layer, 0, shape_.num_layers - 1);
   }
 
-  const slot& slot_of(sequence_id sequence) const {
-    if (sequence.index >= slots_.size() || !slots_[sequence.index].used ||
-        slots_[sequence.index].generation != sequence.generation) {
-      throw argument_error("zipcache: sequence " + std::to_string(sequence.index) +
-                           " (generation " + std::to_string(sequence.generation) +
-                           ") is not in this cache, or was released");
-    }
-    return slots_[sequence.index];
-  }
-  slot& slot_of(sequence_id sequence) {
-    return const_cast<slot&>(std::as_const(*this).slot_of(sequence));
-  }
   const layer_mirror& mirror_of(sequence_id sequence, int32_t layer) const {
-    const slot& owner = slot_of(sequence);
+    const auto& layers = sequences_.of(sequence);
     check_layer(layer);
-    return owner.layers[static_cast<size_t>(layer)];
+    return layers[static_cast<size_t>(layer)];
   }
   layer_mirror& mirror_of(sequence_id sequence, int32_t layer) {
     return const_cast<layer_mirror&>(std::as_const(*this).mirror_of(sequence, layer));
@@ -1033,21 +592,10 @@ class kv_cache<Element, Policies, cuda_backend> {
   device_limits limits_;
   cuda_backend backend_;
   stream_options options_;
+  detail::device_sequences<Element> sequences_;
   detail::page_ledger ledger_;
-  std::vector<layer_type> layers_;
-  std::vector<slot> slots_;
-  std::vector<uint32_t> free_slots_;
-  mutable int64_t record_bytes_of_all_ = 0;
-  mutable int64_t num_counted_ = 0;
-
-  detail::device_array<std::byte> pages_, records_, attend_workspace_, append_workspace_;
-  detail::device_array<page_entry> tables_;
-  detail::device_array<uint32_t> bitmaps_, status_, planned_, recorded_;
-  std::vector<flush_sizes> pinning_flushes_;
-  detail::device_array<flush_sizes> device_pinning_flushes_;
-  detail::device_array<sequence_counts> counts_;
-  detail::device_array<Element> windows_, sinks_, kept_q_;
-  detail::device_array<float> kept_lse_;
+  detail::device_memory<Policies, Element> memory_;
+  std::vector<flush_sizes> pinning_flushes_;  ///< [sinks], which the device has as well
 };
 
 }  // namespace zipcache

@@ -15,16 +15,10 @@
 #include <vector>
 
 #include <zipcache/fwd.hpp>
+#include <zipcache/stream/sequence_id.hpp>
 #include <zipcache/stream/stream.hpp>
 
 namespace zipcache {
-
-/// Names a sequence of one cache. Ids of released sequences are recognized and refused.
-struct sequence_id {
-  uint32_t index = 0xffffffffu;
-  uint32_t generation = 0;
-  bool operator==(const sequence_id&) const = default;
-};
 
 namespace detail {
 
@@ -375,8 +369,8 @@ class kv_cache<Element, Policies, cpu_backend> {
         detail::require(std::is_same_v<Actual, Chosen>,
                         "restore names other policies than a layer has");
       });
-      auto state = std::make_unique<detail::stream<Element, Chosen>>(*pool_, shape_,
-                                                                     layer_options_[layer]);
+      auto state =
+          std::make_unique<detail::stream<Element, Chosen>>(*pool_, shape_, layer_options_[layer]);
       state->restore(contents[layer]);
       layers.push_back(std::move(state));
     }

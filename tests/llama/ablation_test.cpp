@@ -110,8 +110,8 @@ TEST_CASE("ablation: a variant's numbers go over those of the command line", "[l
       .num_layers = 1, .num_qo_heads = 32, .num_kv_heads = 32, .head_dim = 128};
   const auto entry =
       entry_of({.label = "all", .policy = "paper", .numbers = {.salient_ratio = 1.0}});
-  CHECK(entry.paper_ratio(shape, {.salient_ratio = 0.2}, 4096) ==
-        Approx(find_policy("uniform_4bit").paper_ratio(shape, {}, 4096)));
+  CHECK(entry.paper_ratio(shape, {.salient_ratio = 0.2}, 4096).value() ==
+        Approx(find_policy("uniform_4bit").paper_ratio(shape, {}, 4096).value()));
   CHECK(spelled_policy("paper", {0.4, 100}) == "paper, ratio 0.4, interval 100");
 }
 
@@ -223,6 +223,30 @@ TEST_CASE("ablation: what is written is read again, a torn line is not there yet
   // Measured anew: the last one counts.
   CHECK(file.read(first + line_of(cells[0], 0.3, settings)).cells.at(cells[0].key).kl.mean ==
         Approx(0.6));
+}
+
+TEST_CASE("ablation: no ratio of the paper is null in a line and empty in a table",
+          "[llama][ablation]") {
+  const record_file file;
+  auto settings = small_settings();
+  settings.contexts = {100};
+  const auto& methods = *chosen("methods")[0];
+  const auto cells = plan_cells({&methods}, settings);
+  const auto cell = std::find_if(cells.begin(), cells.end(),
+                                 [](const auto& of) { return of.key.policy == "zipvl"; });
+  REQUIRE(cell != cells.end());
+  const std::string line = line_of(*cell, 0.1, settings);
+  CHECK(nlohmann::json::parse(line)["ratio_paper"].is_null());
+  const auto records = file.read(line);
+  CHECK_FALSE(records.cells.at(cell->key).ratio_paper);
+  const auto rows = measured_rows(methods, records.cells, settings);
+  // bits, bits after the prompt, allocated ratio, paper's ratio, KL
+  CHECK(experiment_csv(methods, rows).find(",zipvl,,,4,4,4,,0.2,") != std::string::npos);
+
+  // Files of before have a number there.
+  auto object = nlohmann::ordered_json::parse(line);
+  object["ratio_paper"] = 3.9;
+  CHECK(file.read(object.dump() + '\n').cells.at(cell->key).ratio_paper == 3.9);
 }
 
 TEST_CASE("ablation: a whole line that is no cell is an error with its number",

@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "comparison_object.hpp"
 #include "comparison_report.hpp"
 #include "statistics.hpp"
 #include "support/catch.hpp"
@@ -190,6 +191,26 @@ TEST_CASE("comparison: JSON lines have exactly their fields, in order", "[llama]
   const auto claims = comparison_claims(results, settings);
   CHECK(claims.find("paper - accumulated") != std::string::npos);
   CHECK(claims.find("tokenwise_values") == std::string::npos);  // was not measured
+}
+
+TEST_CASE("comparison: no ratio of the paper is null in JSON and a dash in the table",
+          "[llama][comparison]") {
+  const auto result_of = [](std::string_view name, std::int64_t bytes) {
+    policy_result result;
+    result.policy = &find_policy(name);
+    result.surprise = result.kl = result.top1 = {1, 1};
+    result.after_prefill = result.after_decode = {.code_bytes = bytes, .uncompressed_bytes = 400};
+    return result;
+  };
+  const std::vector<policy_result> results = {result_of("uncompressed", 400),
+                                              result_of("zipvl", 100)};
+  const report_settings settings{{2, 4, 2, 32}, {}, 200, 200, 0};
+  const auto object = comparison_object(results[1], results[0], settings);
+  CHECK(object.at("ratio_paper").is_null());
+  CHECK(object.at("ratio_allocated") == 4.0);
+  const auto table = comparison_table(results, settings);
+  INFO(table);
+  CHECK(table.find("\nzipvl            4.00   4.00      -  ") != std::string::npos);
 }
 
 TEST_CASE("text windows: seeded, in order, without overlap", "[llama][comparison]") {

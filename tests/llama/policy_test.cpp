@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <string_view>
 
 #include "comparison.hpp"
 #include "policy_registry.hpp"
@@ -158,15 +159,28 @@ TEST_CASE("policies: every one takes a prompt, decodes behind it and starts afre
       cache->clear();
       CHECK(cache->length() == 0);
     }
-    CHECK(policy.paper_ratio(model.shape(), {}, 4096) >= 1.0);
+    CHECK(policy.paper_ratio(model.shape(), {}, 4096).value_or(1.0) >= 1.0);
   }
 }
 
 TEST_CASE("policies: the paper's ratio follows the share of salient tokens", "[llama][policies]") {
   const attention_shape shape{
       .num_layers = 1, .num_qo_heads = 32, .num_kv_heads = 32, .head_dim = 128};
-  CHECK(find_policy("uncompressed").paper_ratio(shape, {}, 4096) == Approx(1.0));
-  CHECK(find_policy("paper").paper_ratio(shape, {}, 4096) == Approx(4.98).margin(0.01));
-  CHECK(find_policy("paper").paper_ratio(shape, {.salient_ratio = 1.0}, 4096) ==
-        Approx(find_policy("uniform_4bit").paper_ratio(shape, {}, 4096)));
+  const auto ratio_of = [&](std::string_view name, const policy_numbers& numbers = {}) {
+    return find_policy(name).paper_ratio(shape, numbers, 4096).value();
+  };
+  CHECK(ratio_of("uncompressed") == Approx(1.0));
+  CHECK(ratio_of("paper") == Approx(4.98).margin(0.01));
+  CHECK(ratio_of("paper", {.salient_ratio = 1.0}) == Approx(ratio_of("uniform_4bit")));
+}
+
+TEST_CASE("policies: the paper's ratio is absent where attention decides the number of tokens",
+          "[llama][policies]") {
+  const attention_shape shape{
+      .num_layers = 1, .num_qo_heads = 32, .num_kv_heads = 32, .head_dim = 128};
+  for (const auto& policy : all_policies()) {
+    INFO(policy.name);
+    const bool follows_attention = policy.name == "zipvl" || policy.name == "zipvl_evicting";
+    CHECK(policy.paper_ratio(shape, {}, 4096).has_value() != follows_attention);
+  }
 }

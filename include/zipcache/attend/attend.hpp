@@ -1,19 +1,6 @@
 // Attention on the CPU, directly on packed codes: no row of the cache is ever dequantized. In:
 // query rows of one KV head, a segment or rows in 16 bits. Out: softmax states that merge. Twin:
 // attend.cuh. @equality within rounding.
-//
-// Scales are folded where they cost least (design of the method, section 7). With q in base-2
-// units:
-//   keys by channel      q'_c = q_c * step_c, and sum_c q_c * min_c is one bias for each row
-//   keys by token        score_i = sum over groups of step_ig * (codes . q)_g + min_ig * sum of q
-//   over the group,
-//                        q first multiplied by the channel magnitudes if there are any
-//   values by channel    codes are summed with p, and out_c = step_c * sum_c + min_c * sum of p
-//   values by token      codes are summed with p_i * step_ig; sum_i p_i * min_ig is one scalar for
-//   each row and group;
-//                        magnitudes multiply the result once
-//   rotated keys         the query is rotated once; rotated values: the part's output is, at the
-//   end
 #pragma once
 
 #include <algorithm>
@@ -21,6 +8,9 @@
 #include <limits>
 #include <vector>
 
+#include <zipcache/attend/attend_packed.hpp>
+#include <zipcache/attend/attend_rows.hpp>
+#include <zipcache/attend/fold_parameters.hpp>
 #include <zipcache/attend/softmax_state.hpp>
 #include <zipcache/core/view.hpp>
 #include <zipcache/detail/block_math.hpp>
@@ -28,72 +18,9 @@
 #include <zipcache/store/store.hpp>
 #if ZIPCACHE_X86_VECTORS
 #include <zipcache/attend/attend_avx2.hpp>
-#include <zipcache/attend/attend_avx512.hpp>
 #endif
 
 namespace zipcache {
-
-/// Query rows that share one KV head, their states and scratch; reused from call to call.
-struct attend_rows {
-  int32_t rows = 0;  ///< query heads of the group x query tokens
-  int32_t head_dim = 0;
-  std::vector<float> q;               ///< [rows, head_dim], times sm_scale * log2(e)
-  std::vector<softmax_state> states;  ///< [rows]
-  std::vector<float> out;             ///< [rows, head_dim], not yet divided by the sum
-
-  /// q as keys of this layout are met with: rotated if they are.
-  template <class Granularity>
-  const std::vector<float>& query() {
-    if constexpr (!is_rotated<Granularity>) return q;
-    if (rotated_q.empty()) {
-      rotated_q = q;
-      for (int32_t row = 0; row < rows; ++row)
-        rotate_channels(rotated_q.data() + row * head_dim, head_dim);
-    }
-    return rotated_q;
-  }
-  std::vector<float> rotated_q;  ///< [rows, head_dim], or empty until it is needed
-
-  // Scratch of one class or one run of rows.
-  std::vector<softmax_state> part_states;
-  std::vector<float> part_out, folded_q, bias, scores, weights, zeros, group_sums, key_block,
-      value_block, tile_out;
-#if ZIPCACHE_X86_VECTORS
-  detail::packed_scratch packed;
-#endif
-
-  void reset(int32_t num_rows, int32_t dim) {
-    rows = num_rows;
-    head_dim = dim;
-    const size_t size = static_cast<size_t>(num_rows) * static_cast<size_t>(dim);
-    q.resize(size);
-    rotated_q.clear();
-    states.assign(static_cast<size_t>(num_rows), softmax_state{});
-    out.assign(size, 0.0f);
-    part_out.resize(size);
-    folded_q.resize(size);
-    bias.resize(static_cast<size_t>(num_rows));
-    scores.resize(static_cast<size_t>(num_rows) * tile_tokens);
-    weights.resize(static_cast<size_t>(num_rows) * tile_tokens);
-    zeros.resize(static_cast<size_t>(num_rows) * detail::max_head_dim / 16);
-    group_sums.resize(static_cast<size_t>(num_rows) * detail::max_head_dim / 16);
-    key_block.resize(static_cast<size_t>(dim) * tile_tokens);
-    value_block.resize(static_cast<size_t>(dim) * tile_tokens);
-    tile_out.resize(size);
-  }
-
-  void begin_part() {
-    part_states.assign(static_cast<size_t>(rows), softmax_state{});
-    std::fill(part_out.begin(), part_out.end(), 0.0f);
-    std::fill(zeros.begin(), zeros.end(), 0.0f);
-  }
-  void end_part() {
-    for (int32_t row = 0; row < rows; ++row) {
-      merge(states[static_cast<size_t>(row)], out.data() + row * head_dim,
-            part_states[static_cast<size_t>(row)], part_out.data() + row * head_dim, head_dim);
-    }
-  }
-};
 
 namespace detail {
 
@@ -109,55 +36,6 @@ void load_codes(scalar_isa, const uint32_t* tile, int32_t head_dim, int32_t coun
       block[token * token_stride + channel * channel_stride] =
           Bits == 16 ? to_float(Storage{static_cast<uint16_t>(code)}) : static_cast<float>(code);
     }
-  }
-}
-
-/// q times pairs that vary by channel: folded_q = q * step, bias = q . min.
-template <class Granularity, class Storage>
-void fold_channel_pairs(attend_rows& rows, const affine_params<Storage>* pairs) {
-  const std::vector<float>& q = rows.query<Granularity>();
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    float sum = 0.0f;
-    for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
-      const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
-      rows.folded_q[index] = q[index] * to_float(pairs[channel].step);
-      sum += q[index] * to_float(pairs[channel].min);
-    }
-    rows.bias[static_cast<size_t>(row)] = sum;
-  }
-}
-
-/// q times channel magnitudes (or plain q), and its sums over the groups of channels.
-template <class Granularity, class Storage>
-void fold_magnitudes(attend_rows& rows, const Storage* magnitudes) {
-  const std::vector<float>& q = rows.query<Granularity>();
-  const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
-  const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    for (int32_t group = 0; group < groups; ++group) {
-      float sum = 0.0f;
-      for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel) {
-        const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
-        rows.folded_q[index] = Granularity::has_channel_magnitudes
-                                   ? q[index] * to_float(magnitudes[channel])
-                                   : q[index];
-        sum += rows.folded_q[index];
-      }
-      rows.group_sums[static_cast<size_t>(row * groups + group)] = sum;
-    }
-  }
-}
-
-/// What can be folded into the query once for a class of a segment.
-template <class Granularity, int Bits, class Storage>
-void fold_keys(attend_rows& rows, side_parameters<Storage> given) {
-  if constexpr (!has_pairs(Bits)) {
-    rows.folded_q = rows.query<Granularity>();
-    std::fill(rows.bias.begin(), rows.bias.end(), 0.0f);
-  } else if constexpr (Granularity::axis == parameter_axis::token) {
-    fold_magnitudes<Granularity>(rows, given.magnitudes);
-  } else if constexpr (Granularity::home == parameter_home::segment) {
-    fold_channel_pairs<Granularity>(rows, given.segment_pairs);
   }
 }
 
@@ -277,133 +155,6 @@ void accumulate_tile(attend_rows& rows, const uint32_t* codes, const affine_para
   }
 }
 
-/// Applies minima and magnitudes by token, or pairs by channel of the segment.
-template <class Granularity, class Storage>
-void unfold_parameters(attend_rows& rows, side_parameters<Storage> given) {
-  const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
-  const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
-      float& value = rows.part_out[static_cast<size_t>(row * rows.head_dim + channel)];
-      if constexpr (Granularity::axis == parameter_axis::token) {
-        value += rows.zeros[static_cast<size_t>(row * groups + channel / group_size)];
-        if constexpr (Granularity::has_channel_magnitudes)
-          value *= to_float(given.magnitudes[channel]);
-      } else if constexpr (Granularity::home == parameter_home::segment) {
-        value = to_float(given.segment_pairs[channel].step) * value +
-                to_float(given.segment_pairs[channel].min) *
-                    rows.part_states[static_cast<size_t>(row)].sum;
-      }
-    }
-  }
-}
-
-/// Applies what was left out of the inner loop: parameters, and the way back from rotated channels.
-template <class Granularity, int Bits, class Storage>
-void unfold_values(attend_rows& rows, side_parameters<Storage> given) {
-  if constexpr (has_pairs(Bits)) unfold_parameters<Granularity>(rows, given);
-  if constexpr (is_rotated<Granularity>) {
-    for (int32_t row = 0; row < rows.rows; ++row)
-      rotate_channels(rows.part_out.data() + row * rows.head_dim, rows.head_dim);
-  }
-}
-
-#if ZIPCACHE_X86_VECTORS
-
-/// Layouts that the kernels of attend_avx512.hpp read: 2 or 4 bits, and parameters that are folded
-/// once for a class (by channel of the segment) or lie with one pair for a token.
-template <class Granularity, int Bits>
-inline constexpr bool is_packed_side = (Bits == 2 || Bits == 4) && Granularity::group_size == 0 &&
-                                       (Granularity::axis == parameter_axis::token ||
-                                        Granularity::home == parameter_home::segment);
-
-template <class Tile>
-inline constexpr bool is_packed_tile =
-    is_packed_side<typename Tile::key_granularity, Tile::key_bits>&&
-        is_packed_side<typename Tile::value_granularity, Tile::value_bits>;
-
-inline bool reads_packed(const attend_rows& rows) {
-  return active_cpu().load(std::memory_order_relaxed) == cpu_level::avx512 &&
-         rows.head_dim % 64 == 0 && rows.rows <= packed_scratch::most_rows;
-}
-
-/// Calls work(first row, its chunk, integral constant of the number of rows in the chunk).
-template <class Work>
-void for_row_chunks(int32_t rows, Work&& work) {
-  for (int32_t first = 0; first < rows; first += packed_scratch::row_chunk) {
-    const int32_t chunk = first / packed_scratch::row_chunk;
-    switch (rows - first) {
-      case 1:
-        work(first, chunk, std::integral_constant<int, 1>{});
-        break;
-      case 2:
-        work(first, chunk, std::integral_constant<int, 2>{});
-        break;
-      case 3:
-        work(first, chunk, std::integral_constant<int, 3>{});
-        break;
-      default:
-        work(first, chunk, std::integral_constant<int, 4>{});
-    }
-  }
-}
-
-/// attend_class on packed codes: see attend_avx512.hpp.
-template <class Policies, token_class Class, class Storage>
-void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_rows& rows) {
-  using tile = tile_record<Policies, Class>;
-  using key_granularity = typename tile::key_granularity;
-  using value_granularity = typename tile::value_granularity;
-  constexpr bool keys_by_token = key_granularity::axis == parameter_axis::token;
-  constexpr bool values_by_token = value_granularity::axis == parameter_axis::token;
-  const int32_t head_dim = rows.head_dim;
-  const auto record = view_record<Policies, Storage>(sealed, head);
-  packed_scratch& packed = rows.packed;
-  rows.begin_part();
-  fold_keys<key_granularity, tile::key_bits>(rows, record.template key_side<Class>());
-  split_queries<tile::key_bits>(rows.folded_q.data(), rows.rows, head_dim, packed);
-  packed.reset(rows.rows, head_dim);
-  tile_pairs_by_token key_pairs, value_pairs;
-
-  sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t count) {
-    using pair = affine_params<Storage>;
-    const auto* keys = reinterpret_cast<const uint32_t*>(bytes);
-    const auto* values =
-        reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim));
-    if constexpr (keys_by_token)
-      load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::key_pairs_offset(head_dim)),
-                       count, key_pairs.steps, key_pairs.mins);
-    if constexpr (values_by_token)
-      load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::value_pairs_offset(head_dim)),
-                       count, value_pairs.steps, value_pairs.mins);
-    prefetch_tile(bytes + tile::bytes(head_dim), tile::bytes(head_dim));
-    for_row_chunks(rows.rows, [&](int32_t first, int32_t chunk, auto size) {
-      float* scores = packed.scores.data() + first * tile_tokens;
-      const std::vector<float>& offset = keys_by_token ? rows.group_sums : rows.bias;
-      score_packed_keys<tile::key_bits, size()>(
-          keys, head_dim, packed.key_digits.data() + first * head_dim * packed_scratch::digits,
-          packed.has_third[chunk], packed.scales + first, scores);
-      weigh_packed_rows<size()>(packed, first, head_dim, count, scores,
-                                keys_by_token ? &key_pairs : nullptr, offset.data() + first,
-                                values_by_token ? &value_pairs : nullptr);
-      add_packed_values<tile::value_bits, size()>(values, head_dim,
-                                                  packed.weights.data() + first * 64,
-                                                  packed.sums.data() + first * 8 * head_dim);
-    });
-  });
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    const size_t i = static_cast<size_t>(row);
-    rows.part_states[i] = {packed.maxima[row], sum_of_16(packed.totals.data() + row * 32)};
-    rows.zeros[i] = sum_of_16(packed.totals.data() + row * 32 + 16);
-    unpack_sums<tile::value_bits>(packed.sums.data() + row * 8 * head_dim, head_dim,
-                                  rows.part_out.data() + row * head_dim);
-  }
-  unfold_values<value_granularity, tile::value_bits>(rows, record.template value_side<Class>());
-  rows.end_part();
-}
-
-#endif
-
 template <class Policies, token_class Class, class Storage>
 void attend_class(const segment<Policies>& sealed, int32_t head, attend_rows& rows) {
   using tile = tile_record<Policies, Class>;
@@ -439,19 +190,6 @@ void attend_class(const segment<Policies>& sealed, int32_t head, attend_rows& ro
 }
 
 }  // namespace detail
-
-/// @brief Loads the query rows of one KV head: row = query token * group + query head of the group.
-/// @param[in] q  [num_qo_heads, qo_len, head_dim]
-template <cache_element Element>
-void load_queries(tensor_view<const Element> q, int32_t kv_head, int32_t group, float sm_scale,
-                  attend_rows& rows) {
-  rows.reset(group * static_cast<int32_t>(q.num_tokens), q.head_dim);
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    float* target = rows.q.data() + row * q.head_dim;
-    detail::widen(q.row(kv_head * group + row % group, row / group), q.head_dim, target);
-    for (int32_t channel = 0; channel < q.head_dim; ++channel) target[channel] *= sm_scale * log2_e;
-  }
-}
 
 /// @brief Adds a sealed segment, seen whole by every query row, to the rows' states.
 template <class Policies, class Storage>
@@ -492,27 +230,6 @@ void attend(cpu_backend, KeyRow&& key_row, ValueRow&& value_row, int64_t num_tok
                                 head_dim, rows.part_out.data());
   }
   rows.end_part();
-}
-
-/// @brief Divides by the sums and writes the result of one KV head. A row that saw no token gets
-/// zeros and lse -inf.
-/// @param[out] out  [num_qo_heads, qo_len, head_dim]
-/// @param[out] lse  natural log-sum-exp of query head h and token t at lse[t * lse_stride + h]; may
-/// be null
-template <cache_element Element>
-void store_output(const attend_rows& rows, int32_t kv_head, int32_t group, tensor_view<Element> out,
-                  float* lse, int64_t lse_stride) {
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    const int32_t qo_head = kv_head * group + row % group;
-    const softmax_state& state = rows.states[static_cast<size_t>(row)];
-    const float inverse = state.sum > 0.0f ? 1.0f / state.sum : 0.0f;
-    Element* target = out.row(qo_head, row / group);
-    for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
-      target[channel] = from_float<Element>(
-          rows.out[static_cast<size_t>(row * rows.head_dim + channel)] * inverse);
-    }
-    if (lse != nullptr) lse[row / group * lse_stride + qo_head] = state.lse();
-  }
 }
 
 }  // namespace zipcache

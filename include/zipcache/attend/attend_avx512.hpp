@@ -1,5 +1,5 @@
 // Decoding on packed codes with AVX-512 and VNNI: a tile's words are loaded once for up to four
-// query rows and never become a block of floats. Included by attend.hpp.
+// query rows and never become a block of floats. The loop around it is in attend_packed.hpp.
 //
 // 64 bytes of a tile are four words of the lanes 4 * g + t, t = 0..3, of one g (layout.hpp; this
 // needs head_dim % 64 == 0, which makes V = 4 everywhere here).

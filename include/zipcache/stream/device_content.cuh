@@ -8,6 +8,7 @@
 
 #include <zipcache/core/cuda.cuh>
 #include <zipcache/store/device_layer.cuh>
+#include <zipcache/stream/device_plan.cuh>
 #include <zipcache/stream/layer_content.hpp>
 
 namespace zipcache::detail {
@@ -205,6 +206,69 @@ void write_segment(cudaStream_t stream, const device_layer<Policies, Storage>& l
   write_array(stream, layer.record_of(sequence, index, 0), part.records.data(),
               static_cast<int64_t>(part.records.size()));
   wait_for(stream);
+}
+
+/// All that the layer has of a sequence.
+/// @param begin  tokens that the prompt brought
+template <class Policies, class Storage>
+layer_content<Storage, Policies> read_content(cudaStream_t stream,
+                                              const device_layer<Policies, Storage>& layer,
+                                              int32_t sequence, int64_t begin,
+                                              const budget_options& budget) {
+  const auto counts = read_values<sequence_counts>(stream, layer.counts + sequence, 1)[0];
+  layer_content<Storage, Policies> content;
+  read_rows<Policies, Storage>(stream, layer, layer.sink_tile(sequence, 0, 0), layer.sink_tiles, 0,
+                               counts.sinks, content.sinks);
+  int64_t page = 0;
+  int64_t word = 0;
+  for (int32_t segment = 0; segment < counts.segments; ++segment) {
+    const bool is_first = segment == 0 && counts.prompt_tokens > 0;
+    const auto shape =
+        segment_of<Policies>(layer.num_kv_heads, layer.head_dim,
+                             is_first ? counts.prompt_tokens : layer.interval, budget);
+    content.segments.push_back(read_segment(stream, layer, sequence, segment, shape, page, word));
+    page += shape.plan(layer.page_bytes).num_pages;
+    word += shape.bitmap_words();
+  }
+  read_rows<Policies, Storage>(stream, layer, layer.window_tile(sequence, 0, 0), layer.window_tiles,
+                               counts.window_first, counts.window, content.window);
+  content.interval_start = begin;
+  if constexpr (Policies::needs_probes) read_probes(stream, layer, sequence, counts, content);
+  return content;
+}
+
+/// Segments, sinks and window of an empty sequence; probes have to be planned before they follow.
+/// @param[in] pages  [pages of all segments, num_kv_heads] numbers, already in the tables
+/// @return what the sequence's counts are then; they are not written
+template <class Policies, class Storage>
+sequence_counts write_content(cudaStream_t stream, const device_layer<Policies, Storage>& layer,
+                              int32_t sequence, const layer_content<Storage, Policies>& content,
+                              const std::vector<uint32_t>& pages) {
+  sequence_counts counts{};
+  counts.sinks = static_cast<int32_t>(content.sinks.num_tokens);
+  counts.sealed = static_cast<int32_t>(content.sealed());
+  counts.window = static_cast<int32_t>(content.window.num_tokens);
+  int64_t word = 0;
+  for (const segment_content<Policies>& part : content.segments) {
+    const auto segment_pages = static_cast<int32_t>(part.shape.plan(layer.page_bytes).num_pages);
+    write_segment(stream, layer, sequence, counts.segments, part,
+                  pages.data() + int64_t{counts.pages} * layer.num_kv_heads, counts.pages, word);
+    if (counts.segments == 0) {
+      counts.prompt_tokens = static_cast<int32_t>(part.shape.num_tokens);
+      counts.prompt_pages = segment_pages;
+    }
+    counts.segments += 1;
+    counts.pages += segment_pages;
+    word += part.shape.bitmap_words();
+  }
+  const auto sinks = tiles_of(layer, layer.sink_tiles, content.sinks);
+  const auto window = tiles_of(layer, layer.window_tiles, content.window);
+  write_array(stream, layer.sink_tile(sequence, 0, 0), sinks.data(),
+              static_cast<int64_t>(sinks.size()));
+  write_array(stream, layer.window_tile(sequence, 0, 0), window.data(),
+              static_cast<int64_t>(window.size()));
+  wait_for(stream);  // before the tiles are gone
+  return counts;
 }
 
 }  // namespace zipcache::detail

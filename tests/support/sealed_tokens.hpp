@@ -109,12 +109,23 @@ struct sealed_tokens {
       poison_class<token_class::regular>(head, bits);
     }
     using sizes = zipcache::segment_shape<Policies>;
+    std::vector<std::byte> blocks;
+    for (int32_t head = 0; head < shape.num_kv_heads; ++head)
+      sealed->for_each_block_piece(head, [&](const std::byte* piece, int64_t count) {
+        blocks.insert(blocks.end(), piece, piece + count);
+      });
     for (const zipcache::page_entry& entry : sealed->table) {
       const int64_t used = entry.salient_tiles() * sizes::salient_tile_bytes(shape.head_dim) +
                            entry.regular_tiles() * sizes::regular_tile_bytes(shape.head_dim);
       std::memset(pool->data(entry.page) + used, byte,
                   static_cast<size_t>(pool->page_bytes() - used));
     }
+    auto next = blocks.cbegin();
+    for (int32_t head = 0; head < shape.num_kv_heads; ++head)
+      sealed->for_each_block_piece(head, [&](std::byte* piece, int64_t count) {
+        std::copy_n(next, count, piece);
+        next += count;
+      });
   }
 
  private:

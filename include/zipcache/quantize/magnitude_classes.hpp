@@ -181,10 +181,9 @@ struct magnitude_classes {
       smallest[c] = least(smallest[c], value);
       largest[c] = most(largest[c], value);
     }
-    // Without inner values the middle is parted at its median, which is its first high value.
-    const float centre = ranked[static_cast<size_t>(inner_begin)].first;
-    const float thresholds[] = {largest[0], inner > 0 ? smallest[2] : centre,
-                                inner > 0 ? largest[2] : centre, smallest[4]};
+    // Without inner values the middle is parted at its first high value, the median.
+    const float thresholds[] = {largest[0], inner > 0 ? smallest[2] : smallest[3],
+                                inner > 0 ? largest[2] : smallest[3], smallest[4]};
     for (int i = 0; i < 4; ++i) {
       const bool exists = std::fabs(thresholds[i]) < low;
       found.thresholds[i] = exists ? to_float(from_float<Storage>(thresholds[i])) : 0.0f;

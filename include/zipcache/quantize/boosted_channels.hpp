@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include <zipcache/quantize/block_bytes.hpp>
 #include <zipcache/quantize/block_codec.hpp>
 
 namespace zipcache {
@@ -73,7 +74,7 @@ struct boosted_channels {
   static std::string name() { return "boosted" + std::to_string(BoostedPerMille) + "_channels"; }
 
  private:
-  using plane = detail::packed_codes<2>;
+  using plane = packed_codes<2>;
 
   static constexpr block_size page_size(int64_t count, int32_t head_dim) {
     return {plane::bytes(count * head_dim) + plane::bytes(count * num_boosted(head_dim)),
@@ -86,7 +87,7 @@ struct boosted_channels {
     for (int32_t channel = 0; channel < head_dim; ++channel) {
       float sum = 0.0f;
       for (int64_t token = 0; token < count; ++token)
-        sum += std::fabs(detail::finite_or_zero(x[token * head_dim + channel]));
+        sum += std::fabs(finite_or_zero(x[token * head_dim + channel]));
       ranked.emplace_back(-sum, channel);
     }
     const auto end = ranked.begin() + num_boosted(head_dim);
@@ -113,7 +114,7 @@ struct boosted_channels {
       const auto pair =
           is_boosted ? affine<4>::fit<Storage>(range) : affine<2>::fit<Storage>(range);
       const affine_scale scale = affine<4>::widen(pair);
-      detail::save_number(out, channel, pair);
+      save_number(out, channel, pair);
       for (int64_t token = 0; token < count; ++token) {
         const float value = x[token * head_dim + channel];
         const uint32_t code =
@@ -123,7 +124,7 @@ struct boosted_channels {
           plane::save(low, token * num_boosted(head_dim) + static_cast<int64_t>(rank), code & 3u);
       }
       if (is_boosted) {
-        detail::packed_codes<1>::save(map, channel, 1);
+        packed_codes<1>::save(map, channel, 1);
         ++rank;
       }
     }
@@ -135,12 +136,11 @@ struct boosted_channels {
     const std::byte* map = in + 4 * head_dim;
     const std::byte* high = map + head_dim / 8;
     const std::byte* low = high + plane::bytes(in_page * head_dim);
-    detail::channel_scales scales(head_dim);
+    channel_scales scales(head_dim);
     std::vector<size_t> boosted;
     for (int32_t channel = 0; channel < head_dim; ++channel) {
-      scales.set(channel, detail::load_number<affine_params<Storage>>(in, channel));
-      if (detail::packed_codes<1>::load(map, channel) != 0)
-        boosted.push_back(static_cast<size_t>(channel));
+      scales.set(channel, load_number<affine_params<Storage>>(in, channel));
+      if (packed_codes<1>::load(map, channel) != 0) boosted.push_back(static_cast<size_t>(channel));
     }
     std::vector<uint8_t> row(static_cast<size_t>(head_dim));
     for (int64_t token = begin; token < begin + count; ++token, out += head_dim) {

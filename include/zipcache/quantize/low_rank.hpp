@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include <zipcache/quantize/block_bytes.hpp>
 #include <zipcache/quantize/block_codec.hpp>
 
 namespace zipcache {
@@ -116,7 +117,7 @@ struct with_low_rank {
     Codec::template decode<Storage>(out, shape, 0, shape.num_tokens, coded.data());
     detail::matrix residual{shape.num_tokens, shape.head_dim};
     for (size_t i = 0; i < coded.size(); ++i)
-      residual.values[i] = static_cast<double>(detail::finite_or_zero(x[i] - coded[i]));
+      residual.values[i] = static_cast<double>(finite_or_zero(x[i] - coded[i]));
     save_factors<Storage>(residual, rank_of(shape), out + Codec::size(shape).bytes());
   }
 
@@ -131,10 +132,9 @@ struct with_low_rank {
     for (int64_t column = 0; column < rank; ++column) {
       for (int32_t channel = 0; channel < shape.head_dim; ++channel)
         direction[static_cast<size_t>(channel)] =
-            to_float(detail::load_number<Storage>(q, column * shape.head_dim + channel));
+            to_float(load_number<Storage>(q, column * shape.head_dim + channel));
       for (int64_t token = 0; token < count; ++token) {
-        const float weight =
-            to_float(detail::load_number<Storage>(p, (first + token) * rank + column));
+        const float weight = to_float(load_number<Storage>(p, (first + token) * rank + column));
         float* row = out + token * shape.head_dim;
         for (int32_t channel = 0; channel < shape.head_dim; ++channel)
           row[channel] += weight * direction[static_cast<size_t>(channel)];
@@ -165,7 +165,7 @@ struct with_low_rank {
     const double root = std::sqrt(static_cast<double>(residual.rows));
     int64_t next = 0;
     const auto save = [&](double x) {
-      detail::save_number(out, next++, from_float<Storage>(static_cast<float>(x)));
+      save_number(out, next++, from_float<Storage>(static_cast<float>(x)));
     };
     for (int64_t row = 0; row < p.rows; ++row)
       for (int64_t column = 0; column < rank; ++column) save(p.at(row, column) * root);

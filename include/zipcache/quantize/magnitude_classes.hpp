@@ -32,6 +32,7 @@
 #include <utility>
 #include <vector>
 
+#include <zipcache/quantize/block_bytes.hpp>
 #include <zipcache/quantize/block_codec.hpp>
 
 namespace zipcache {
@@ -60,16 +61,16 @@ struct magnitude_classes {
     std::memset(out, 0, static_cast<size_t>(at.end));
     const classification found = classify<Storage>(x, shape.num_tokens * shape.head_dim);
     for (int side = 0; side < 4; ++side)
-      detail::save_number(out, side, from_float<Storage>(found.thresholds[side]));
+      save_number(out, side, from_float<Storage>(found.thresholds[side]));
     int64_t next = 0;  // sparse value
     for (int64_t token = 0; token < shape.num_tokens; ++token) {
       if (token % start_tokens == 0)
-        detail::save_number(out + at.starts, token / start_tokens, static_cast<uint32_t>(next));
+        save_number(out + at.starts, token / start_tokens, static_cast<uint32_t>(next));
       const float* row = x + token * shape.head_dim;
       const element_class* classes = found.classes.data() + token * shape.head_dim;
       const token_codes<Storage> codes(row, classes, shape.head_dim, found.thresholds);
-      detail::save_number(out + at.pairs, token, codes.pair);
-      detail::save_number(out + at.steps, token, codes.outer_step);
+      save_number(out + at.pairs, token, codes.pair);
+      save_number(out + at.steps, token, codes.outer_step);
       for (int32_t channel = 0; channel < shape.head_dim; ++channel) {
         const uint32_t code = codes.quantize(row[channel], classes[channel]);
         dense::save(out + at.codes, token * shape.head_dim + channel, code & 15u);
@@ -77,7 +78,7 @@ struct magnitude_classes {
         const bool outer = classes[channel] != element_class::inner;
         const uint32_t entry =
             static_cast<uint32_t>(channel % chunk_channels) | (outer ? 64u : 0u) | (code >> 4) << 7;
-        detail::save_number(out + at.entries, next++, static_cast<uint8_t>(entry));
+        save_number(out + at.entries, next++, static_cast<uint8_t>(entry));
         std::byte& count = out[at.counts + token * at.chunks + channel / chunk_channels];
         count = static_cast<std::byte>(std::to_integer<int>(count) + 1);
       }
@@ -90,8 +91,8 @@ struct magnitude_classes {
     const parts at(shape);
     float thresholds[4];
     for (int side = 0; side < 4; ++side)
-      thresholds[side] = to_float(detail::load_number<Storage>(in, side));
-    int64_t next = detail::load_number<uint32_t>(in + at.starts, first / start_tokens);
+      thresholds[side] = to_float(load_number<Storage>(in, side));
+    int64_t next = load_number<uint32_t>(in + at.starts, first / start_tokens);
     for (int64_t token = first / start_tokens * start_tokens; token < first; ++token) {
       for (int64_t chunk = 0; chunk < at.chunks; ++chunk)
         next += std::to_integer<int64_t>(in[at.counts + token * at.chunks + chunk]);
@@ -99,15 +100,14 @@ struct magnitude_classes {
     std::vector<uint8_t> codes(static_cast<size_t>(shape.head_dim));
     for (int64_t token = first; token < first + count; ++token, out += shape.head_dim) {
       dense::unpack(in + at.codes, token * shape.head_dim, shape.head_dim, codes.data());
-      const token_codes<Storage> scales(
-          detail::load_number<affine_params<Storage>>(in + at.pairs, token),
-          detail::load_number<Storage>(in + at.steps, token), thresholds);
+      const token_codes<Storage> scales(load_number<affine_params<Storage>>(in + at.pairs, token),
+                                        load_number<Storage>(in + at.steps, token), thresholds);
       for (int32_t channel = 0; channel < shape.head_dim; ++channel)
         out[channel] = scales.dequantize_middle(codes[static_cast<size_t>(channel)]);
       for (int64_t chunk = 0; chunk < at.chunks; ++chunk) {
         auto left = std::to_integer<int32_t>(in[at.counts + token * at.chunks + chunk]);
         for (; left > 0; --left) {
-          const auto entry = detail::load_number<uint8_t>(in + at.entries, next++);
+          const auto entry = load_number<uint8_t>(in + at.entries, next++);
           const int64_t channel = chunk * chunk_channels + (entry & 63);
           const uint32_t code = codes[static_cast<size_t>(channel)] | (entry >> 7) * 16u;
           out[channel] = scales.dequantize_sparse(code, (entry & 64) != 0);
@@ -122,7 +122,7 @@ struct magnitude_classes {
   }
 
  private:
-  using dense = detail::packed_codes<4>;
+  using dense = packed_codes<4>;
   enum class element_class : uint8_t { outer_low, middle_low, inner, middle_high, outer_high };
   static constexpr bool is_sparse(element_class c) {
     return c != element_class::middle_low && c != element_class::middle_high;
@@ -157,7 +157,7 @@ struct magnitude_classes {
   template <class Storage>
   static classification classify(const float* x, int64_t num_values) {
     std::vector<std::pair<float, int64_t>> ranked;
-    for (int64_t i = 0; i < num_values; ++i) ranked.emplace_back(detail::finite_or_zero(x[i]), i);
+    for (int64_t i = 0; i < num_values; ++i) ranked.emplace_back(finite_or_zero(x[i]), i);
     const int64_t outer = outer_per_end(num_values);
     const int64_t inner = num_inner(num_values);
     // Where the classes end in the order of values.

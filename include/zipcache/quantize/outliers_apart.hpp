@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include <zipcache/quantize/block_bytes.hpp>
 #include <zipcache/quantize/block_codec.hpp>
 #include <zipcache/quantize/granularity.hpp>
 
@@ -51,8 +52,8 @@ struct outliers_apart {
       int64_t next = vector * all.outliers();
       for (const int64_t index : find_outliers(x, all, vector)) {
         const int64_t place = all.place(vector, index);
-        const float value = detail::finite_or_zero(x[place]);
-        detail::save_number(values, next, from_float<Storage>(value));
+        const float value = finite_or_zero(x[place]);
+        save_number(values, next, from_float<Storage>(value));
         all.save_index(indices, next++, index);
         rest[static_cast<size_t>(place)] = mean;
       }
@@ -79,7 +80,7 @@ struct outliers_apart {
         const int64_t index = all.load_index(indices, entry);
         if (by_channel && index >= first + count) break;
         out[all.place(vector, index) - first * shape.head_dim] =
-            to_float(detail::load_number<Storage>(values, entry));
+            to_float(load_number<Storage>(values, entry));
       }
     }
   }
@@ -112,17 +113,17 @@ struct outliers_apart {
     int64_t place(int64_t vector, int64_t index) const { return vector * step + index * stride; }
 
     int64_t load_index(const std::byte* indices, int64_t entry) const {
-      if (index_bytes == 1) return detail::load_number<uint8_t>(indices, entry);
-      if (index_bytes == 2) return detail::load_number<uint16_t>(indices, entry);
-      return detail::load_number<uint32_t>(indices, entry);
+      if (index_bytes == 1) return load_number<uint8_t>(indices, entry);
+      if (index_bytes == 2) return load_number<uint16_t>(indices, entry);
+      return load_number<uint32_t>(indices, entry);
     }
     void save_index(std::byte* indices, int64_t entry, int64_t index) const {
       if (index_bytes == 1) {
-        detail::save_number(indices, entry, static_cast<uint8_t>(index));
+        save_number(indices, entry, static_cast<uint8_t>(index));
       } else if (index_bytes == 2) {
-        detail::save_number(indices, entry, static_cast<uint16_t>(index));
+        save_number(indices, entry, static_cast<uint16_t>(index));
       } else {
-        detail::save_number(indices, entry, static_cast<uint32_t>(index));
+        save_number(indices, entry, static_cast<uint32_t>(index));
       }
     }
     /// The first entry in [entry, last) whose index is at least `index`.
@@ -157,7 +158,7 @@ struct outliers_apart {
     if (all.per_end == 0) return found;
     std::vector<std::pair<float, int64_t>> ranked;
     for (int64_t index = 0; index < all.length; ++index)
-      ranked.emplace_back(detail::finite_or_zero(x[all.place(vector, index)]), index);
+      ranked.emplace_back(finite_or_zero(x[all.place(vector, index)]), index);
     std::nth_element(ranked.begin(), ranked.begin() + all.per_end - 1, ranked.end());
     std::nth_element(ranked.begin() + all.per_end, ranked.end() - all.per_end, ranked.end());
     for (int64_t i = 0; i < all.per_end; ++i) {

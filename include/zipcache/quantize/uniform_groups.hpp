@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <zipcache/quantize/block_bytes.hpp>
 #include <zipcache/quantize/block_codec.hpp>
 #include <zipcache/quantize/granularity.hpp>
 
@@ -37,7 +38,7 @@ struct uniform_groups {
     std::vector<affine_scale> scales;
     for (const value_range& range : ranges) {
       const auto pair = affine<Bits>::template fit<Storage>(range);
-      detail::save_number(out, static_cast<int64_t>(scales.size()), pair);
+      save_number(out, static_cast<int64_t>(scales.size()), pair);
       scales.push_back(affine<Bits>::widen(pair));
     }
     std::byte* packed = out + 4 * num_pairs(shape);
@@ -51,14 +52,14 @@ struct uniform_groups {
   static void decode(const std::byte* in, const block_shape& shape, int64_t first, int64_t count,
                      float* out) {
     const std::byte* packed = in + 4 * num_pairs(shape);
-    detail::channel_scales scales(shape.head_dim);
+    channel_scales scales(shape.head_dim);
     std::vector<uint8_t> row(static_cast<size_t>(shape.head_dim));
     for (int64_t token = first; token < first + count; ++token, out += shape.head_dim) {
       const bool keeps_pairs = Axis == parameter_axis::channel && token % GroupSize != 0;
       for (int32_t channel = 0; channel < shape.head_dim && (!keeps_pairs || token == first);
            ++channel)
         scales.set(channel,
-                   detail::load_number<affine_params<Storage>>(in, pair_of(shape, token, channel)));
+                   load_number<affine_params<Storage>>(in, pair_of(shape, token, channel)));
       codes::unpack(packed, token * shape.head_dim, shape.head_dim, row.data());
       scales.dequantize(row.data(), out);
     }
@@ -70,7 +71,7 @@ struct uniform_groups {
   }
 
  private:
-  using codes = detail::packed_codes<Bits>;
+  using codes = packed_codes<Bits>;
 
   static int64_t num_pairs(const block_shape& shape) {
     return Axis == parameter_axis::channel

@@ -86,28 +86,49 @@ TEMPLATE_LIST_TEST_CASE("store: rows of a segment are what the codec makes of th
   }
 }
 
-TEMPLATE_LIST_TEST_CASE("store: blocks begin behind the last tile and need no page more than that",
+TEMPLATE_LIST_TEST_CASE("store: blocks fill what tiles leave free and need no page more than that",
                         "[store][block_record]", axes::block_codecs) {
   for (const auto& [num_tokens, num_salient] :
        {std::pair<int64_t, int64_t>{1, 0}, {32, 0}, {33, 10}, {160, 96}, {1000, 600}}) {
-    for (const int64_t page_bytes : {4096, 8192, 65536}) {
+    for (const int64_t page_bytes : {4096, 5184, 65536}) {
       const segment_shape<TestType> shape{2, 64, num_tokens, num_salient};
       const int64_t tiles =
           ceil_div<int64_t>(num_salient, 32) * shape.salient_tile_bytes(64) +
           ceil_div<int64_t>(num_tokens - num_salient, 32) * shape.regular_tile_bytes(64);
-      const block_place place = shape.blocks(page_bytes);
-      const int64_t bytes = block_record<TestType>::bytes(shape.block());
-      const int64_t tile_pages = shape.plan(page_bytes).num_pages;
-      REQUIRE(place.page == (tile_pages > 0 ? tile_pages - 1 : 0));
-      REQUIRE(place.offset % 16 == 0);
-      REQUIRE(place.offset <= page_bytes);
-      REQUIRE((place.num_pages - 1) * page_bytes < place.page * page_bytes + place.offset + bytes);
-      REQUIRE(place.num_pages * page_bytes >= place.page * page_bytes + place.offset + bytes);
-      REQUIRE(place.num_pages * page_bytes >= tiles + bytes);
-      REQUIRE(shape.num_pages(page_bytes) == 2 * place.num_pages);
-      if (tile_pages == 1) REQUIRE(place.offset == round_up<int64_t>(tiles, 16));
+      const int64_t needed = tiles + block_record<TestType>::bytes(shape.block());
+      const int64_t pages = shape.pages_per_head(page_bytes);
+      REQUIRE(pages * page_bytes >= needed);
+      REQUIRE(pages >= shape.plan(page_bytes).num_pages);
+      if (pages > shape.plan(page_bytes).num_pages) REQUIRE((pages - 1) * page_bytes < needed);
+      REQUIRE(shape.num_pages(page_bytes) == 2 * pages);
     }
   }
+}
+
+TEST_CASE("store: tiles and pieces of a head's blocks overlap nowhere", "[store][block_record]") {
+  token_shape given{2, 300, 0, 64};
+  given.tiles_in_page = 2;  // of 640 bytes, and 64 bytes that no tile fits into
+  sealed_tokens<presets::kitty> tokens(given);
+  auto pool = page_pool(2 * 640 + 64, 0);
+  const auto view = tokens.view(tokens.k);
+  const auto sealed = store<presets::kitty, half, half>(cpu_backend{}, pool, view, view, {}, 0, 0);
+  std::set<const std::byte*> taken;
+  for (int32_t head = 0; head < 2; ++head) {
+    const auto take = [&](const std::byte* bytes, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) REQUIRE(taken.insert(bytes + i).second);
+    };
+    int64_t pieces = 0;
+    sealed->for_each_tile<token_class::regular>(
+        head, [&](const std::byte* tile, int32_t) { take(tile, 640); });
+    sealed->for_each_block_piece(head, [&](const std::byte* piece, int64_t count) {
+      take(piece, count);
+      ++pieces;
+    });
+    CHECK(pieces == sealed->pages_per_head);
+  }
+  const int64_t bytes = 10 * 640 + block_record<presets::kitty>::bytes({300, 64});
+  CHECK(static_cast<int64_t>(taken.size()) == 2 * bytes);
+  CHECK(sealed->pages_per_head == ceil_div<int64_t>(bytes, 2 * 640 + 64));
 }
 
 TEST_CASE("store: an interval of a policy with block codecs is one page of each head",

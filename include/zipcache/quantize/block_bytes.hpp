@@ -38,9 +38,13 @@ struct packed_codes {
     return std::to_integer<uint32_t>(codes[index / per_byte]) >> (index % per_byte * Bits) &
            ((1u << Bits) - 1);
   }
-  /// `count` codes from a whole byte on. @pre index * Bits is a multiple of 8
+  /// The codes of whole bytes. @pre index and count are multiples of per_byte
   static void unpack(const std::byte* codes, int64_t index, int64_t count, uint8_t* out) {
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(load(codes, index + i));
+    for (int64_t byte = index / per_byte; count > 0; ++byte, count -= per_byte, out += per_byte) {
+      const auto packed = std::to_integer<uint32_t>(codes[byte]);
+      for (int64_t i = 0; i < per_byte; ++i)
+        out[i] = static_cast<uint8_t>(packed >> (i * Bits) & ((1u << Bits) - 1));
+    }
   }
   /// @pre the code's bits are 0
   static void save(std::byte* codes, int64_t index, uint32_t code) {

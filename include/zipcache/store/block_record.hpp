@@ -1,10 +1,10 @@
-// Where the blocks of a segment lie (quantize/block_codec.hpp): behind the tiles of a head, as one
-// string of bytes that is cut at the ends of pages,
-//   [tiles ...][tiles, key block, value block begins][value block ends, unused]
-// Either block is there only if its side has a block codec. The string begins at a multiple of 16
-// behind the head's last tile, and so does the value block in the string; pages without tiles have
-// no tokens in their entries of the page table. Tokens are in the order of tiles: those of the
-// salient class, then those of the regular one.
+// The blocks of a segment (quantize/block_codec.hpp): one string of bytes for each head, which
+// fills what the head's tiles leave free, page after page, and then as many pages as it needs,
+//   [tiles][string begins]  [tiles][goes on]  [goes on]  [ends, unused]
+// so that a page which tiles do not fill is not lost. The string is the key block and, at a
+// multiple of 16 bytes, the value block, each only if its side has a block codec. Pages without
+// tiles have no tokens in their entries of the page table. Tokens are in the order of tiles: those
+// of the salient class, then those of the regular one.
 #pragma once
 
 #include <cstdint>
@@ -41,13 +41,6 @@ struct block_record {
   static int64_t bytes(const block_shape& shape) {
     return value_offset(shape) + value_size(shape).bytes();
   }
-};
-
-/// Where the string of a head begins, and the pages of the head with it.
-struct block_place {
-  int64_t page;       ///< of the head
-  int64_t offset;     ///< in that page
-  int64_t num_pages;  ///< of the head, of tiles and blocks together
 };
 
 }  // namespace zipcache

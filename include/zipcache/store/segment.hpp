@@ -41,28 +41,25 @@ struct segment_shape {
                            ceil_div<int64_t>(num_tokens - num_salient, tile_tokens));
   }
   block_shape block() const { return {num_tokens, head_dim, origin}; }
-  /// Where the blocks of a head lie; without any, behind its pages of tiles.
-  block_place blocks(int64_t page_bytes) const {
-    const page_plan tiles = plan(page_bytes);
-    const int64_t bytes = block_record<Policies>::bytes(block());
-    block_place place{tiles.num_pages, 0, tiles.num_pages};
-    if (bytes == 0) return place;
-    if (tiles.num_pages > 0) {
-      const page_entry last = entry(tiles, tiles.num_pages - 1, 0);
-      const int64_t used = last.salient_tiles() * salient_tile_bytes(head_dim) +
-                           last.regular_tiles() * regular_tile_bytes(head_dim);
-      place.page -= 1;
-      place.offset = round_up<int64_t>(used, 16);
-    }
-    place.num_pages = place.page + ceil_div(place.offset + bytes, page_bytes);
-    return place;
-  }
   /// The entry of page `index` of a head, which is `page` of the pool.
   page_entry entry(const page_plan& tiles, int64_t index, uint32_t page) const {
     if (index >= tiles.num_pages) return {page, 0, 0};
     return tiles.entry(index, page, num_salient, num_tokens - num_salient);
   }
-  int64_t pages_per_head(int64_t page_bytes) const { return blocks(page_bytes).num_pages; }
+  /// Pages of tiles, and those that blocks need beyond what tiles leave free.
+  int64_t pages_per_head(int64_t page_bytes) const {
+    const page_plan tiles = plan(page_bytes);
+    const int64_t blocks = block_record<Policies>::bytes(block());
+    if (blocks == 0) return tiles.num_pages;
+    const int64_t taken = tiles.salient_tiles * tiles.salient_tile_bytes +
+                          tiles.regular_tiles * tiles.regular_tile_bytes;
+    return most(tiles.num_pages, ceil_div(taken + blocks, page_bytes));
+  }
+  /// Bytes of a page that tiles take.
+  int64_t tile_bytes(const page_entry& entry) const {
+    return entry.salient_tiles() * salient_tile_bytes(head_dim) +
+           entry.regular_tiles() * regular_tile_bytes(head_dim);
+  }
   int64_t num_pages(int64_t page_bytes) const { return num_kv_heads * pages_per_head(page_bytes); }
   /// 32-bit words of the bitmap that says which tokens of one head are salient (bit token % 32 of
   /// word token / 32).
@@ -97,13 +94,11 @@ struct segment {
   /// Calls visit(bytes, count) for the pieces of one head's blocks, in order.
   template <class Visit>
   void for_each_block_piece(int32_t head, Visit&& visit) const {
-    const int64_t page_bytes = pool->page_bytes();
-    const block_place place = shape.blocks(page_bytes);
-    int64_t offset = place.offset;
     int64_t left = block_record<Policies>::bytes(shape.block());
-    for (int64_t page = place.page; left > 0; ++page, offset = 0) {
+    for (int64_t page = 0; left > 0; ++page) {
       const page_entry entry = table[static_cast<size_t>(head * pages_per_head + page)];
-      const int64_t count = least(left, most<int64_t>(page_bytes - offset, 0));
+      const int64_t offset = shape.tile_bytes(entry);
+      const int64_t count = least(left, pool->page_bytes() - offset);
       visit(pool->data(entry.page) + offset, count);
       left -= count;
     }

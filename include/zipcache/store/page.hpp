@@ -1,6 +1,6 @@
 // Pages: fixed bytes, whatever is in them. A page of codes belongs to one segment and one KV head
 // and holds some tiles of the salient class, then some of the regular class:
-//   [salient tiles][regular tiles][unused]
+//   [salient tiles][regular tiles][unused, or blocks: block_record.hpp]
 // Both classes share every page, in about the same mix, for two reasons: a last page that is partly
 // empty is paid once for a head instead of once for each class, and every page costs attention the
 // same time. With the paper's ratio and an interval of 160 tokens, three 4-bit and two 2-bit tiles

@@ -147,7 +147,7 @@ struct boosted_channels {
       plane::unpack(high, token * head_dim, head_dim, row.data());
       int64_t next = token * num_boosted(head_dim);
       for (const size_t channel : boosted)
-        row[channel] = static_cast<uint8_t>(row[channel] << 2 | plane::load(low, next++));
+        row[channel] = static_cast<uint8_t>(row[channel] * 4u | plane::load(low, next++));
       scales.dequantize(row.data(), out);
     }
   }

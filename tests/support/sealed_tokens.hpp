@@ -81,11 +81,12 @@ struct sealed_tokens {
   values_type dequantized() const {
     values_type values{std::vector<float>(k.size()), std::vector<float>(v.size())};
     for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
-      for (int64_t token = 0; token < shape.num_tokens; ++token) {
+      const auto copy_row = [&](int64_t token, const float* key, const float* value) {
         const int64_t row = (head * shape.num_tokens + token) * shape.head_dim;
-        zipcache::dequantize_token<Policies, Storage>(*sealed, head, token, values.k.data() + row,
-                                                      values.v.data() + row);
-      }
+        std::copy_n(key, shape.head_dim, values.k.data() + row);
+        std::copy_n(value, shape.head_dim, values.v.data() + row);
+      };
+      zipcache::dequantize_head<Policies, Storage>(*sealed, head, copy_row);
     }
     return values;
   }

@@ -211,28 +211,26 @@ std::shared_ptr<const segment<Policies>> store(cpu_backend backend, page_pool& p
   return sealed;
 }
 
-/// @brief Values of one sealed token of one head, for inspection. k, v [head_dim]; zeros if the
-/// token was evicted.
-/// @param token  index within the segment
-template <class Policies, class Storage>
-void dequantize_token(const segment<Policies>& sealed, int32_t head, int64_t token, float* k,
-                      float* v) {
-  const int32_t head_dim = sealed.shape.head_dim;
-  int64_t rank = 0;  // place among the tokens of the same class
-  const bool salient = sealed.is_salient(head, token);
-  for (int64_t earlier = 0; earlier < token; ++earlier)
-    rank += sealed.is_salient(head, earlier) == salient ? 1 : 0;
-  const auto decode = [&]<token_class Class>() {
-    detail::decoded_scratch scratch;
-    detail::decoded_rows<Policies, Class, Storage> rows(sealed, head, scratch);
-    rows.load(rank, 1);
-    std::copy_n(rows.key(0), head_dim, k);
-    std::copy_n(rows.value(0), head_dim, v);
-  };
-  if (salient) {
-    decode.template operator()<token_class::salient>();
-  } else {
-    decode.template operator()<token_class::regular>();
+/// @brief Values of the sealed tokens of one head, for inspection: visit(token, k, v) in token
+/// order, k and v [head_dim], zeros if the token was evicted.
+template <class Policies, class Storage, class Visit>
+void dequantize_head(const segment<Policies>& sealed, int32_t head, Visit&& visit) {
+  detail::decoded_scratch salient_scratch, regular_scratch;
+  detail::decoded_rows<Policies, token_class::salient, Storage> salient(sealed, head,
+                                                                        salient_scratch);
+  detail::decoded_rows<Policies, token_class::regular, Storage> regular(sealed, head,
+                                                                        regular_scratch);
+  int64_t num_salient = 0;  // among the tokens so far
+  for (int64_t token = 0; token < sealed.shape.num_tokens; ++token) {
+    const auto visit_row = [&](auto& rows, int64_t rank) {
+      rows.load(rank, 1);
+      visit(token, rows.key(0), rows.value(0));
+    };
+    if (sealed.is_salient(head, token)) {
+      visit_row(salient, num_salient++);
+    } else {
+      visit_row(regular, token - num_salient);
+    }
   }
 }
 

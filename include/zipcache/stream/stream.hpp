@@ -256,11 +256,13 @@ class stream final : public layer_state<Element> {
         widen_row(sinks_, head, token, sink_positions_[static_cast<size_t>(token)], k, v);
       for (const auto& sealed : segments_) {
         int64_t position = sealed->first_position;
-        for (int64_t token = 0; token < sealed->shape.num_tokens; ++token, ++position) {
+        const auto copy_row = [&](int64_t, const float* key, const float* value) {
           position = next_quantized(position);
-          dequantize_token<Policies, storage>(*sealed, head, token, k.row(head, position),
-                                              v.row(head, position));
-        }
+          std::copy_n(key, shape_.head_dim, k.row(head, position));
+          std::copy_n(value, shape_.head_dim, v.row(head, position));
+          ++position;
+        };
+        dequantize_head<Policies, storage>(*sealed, head, copy_row);
       }
       for (int64_t token = 0; token < window_.size(); ++token)
         widen_row(window_, head, token, sealed_ + token, k, v);

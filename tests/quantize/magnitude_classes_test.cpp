@@ -102,6 +102,20 @@ TEST_CASE("magnitude classes: a value next to its threshold keeps its side",
     if (std::fabs(x[i]) > 7.0f) REQUIRE(x[i] * block.back[i] > 0.0f);
 }
 
+TEST_CASE("magnitude classes: values that equal a threshold are not taken for the other side's",
+          "[quantize][magnitude_classes]") {
+  // Two values only, so that both are thresholds of the inner class and every middle value is
+  // shifted to zero, from where only the sign of its code says which one it was.
+  std::vector<float> x;
+  for (int i = 0; i < 64 * 64; ++i) x.push_back(i * 7 % 12 < 6 ? 8.0f : -8.0f);
+  const coded_block<oaken> in_half({64, 64}, x);
+  const coded_block<oaken, bfloat16> in_bfloat16({64, 64}, x);
+  for (size_t i = 0; i < x.size(); ++i) {
+    REQUIRE(std::fabs(in_half.back[i] - x[i]) <= 1e-5f);
+    REQUIRE(std::fabs(in_bfloat16.back[i] - x[i]) <= 1e-5f);
+  }
+}
+
 TEST_CASE("magnitude classes: the size is 4 bits, 8 for a tenth, and 6 bytes and counts a token",
           "[quantize][magnitude_classes]") {
   const block_size size = oaken::size({4096, 128});

@@ -106,25 +106,6 @@ struct page_plan {
   }
 };
 
-/// Walks over the pages of one head in order and says how many tokens of each class go into each.
-class page_cursor {
- public:
-  ZIPCACHE_HOST_DEVICE constexpr page_cursor(const page_plan& plan, int64_t num_salient,
-                                             int64_t num_regular)
-      : plan_(plan), num_salient_(num_salient), num_regular_(num_regular) {}
-
-  /// The entry of the next page, which is `page` of the pool.
-  ZIPCACHE_HOST_DEVICE constexpr page_entry next(uint32_t page) {
-    return plan_.entry(index_++, page, num_salient_, num_regular_);
-  }
-
- private:
-  page_plan plan_;
-  int64_t num_salient_;
-  int64_t num_regular_;
-  int64_t index_ = 0;
-};
-
 /// 16-bit tokens in a page of rows.
 ZIPCACHE_HOST_DEVICE constexpr int64_t rows_per_page(int64_t page_bytes, int32_t head_dim) {
   return page_bytes / (int64_t{4} * head_dim);

@@ -10,10 +10,10 @@ struct footprint {
   int64_t code_bytes = 0;       ///< packed codes of real tokens, and 16-bit values of sealed tokens
   int64_t parameter_bytes = 0;  ///< (step, min) pairs of real tokens, segment records, and what
                                 ///< else block codecs call parameters
-  int64_t padding_bytes = 0;       ///< unused tokens of tiles, unused bytes of pages
-  int64_t table_bytes = 0;         ///< page tables, class bitmaps, segment headers
-  int64_t window_bytes = 0;        ///< pages of tokens in 16 bits: window and sinks
-  int64_t num_tokens = 0;          ///< tokens of the sequences, times layers
+  int64_t padding_bytes = 0;    ///< unused tokens of tiles, unused bytes of pages
+  int64_t table_bytes = 0;      ///< page tables, class bitmaps, segment headers
+  int64_t window_bytes = 0;     ///< pages of tokens in 16 bits: window and sinks
+  int64_t num_tokens = 0;       ///< tokens of the sequences, times layers
   int64_t uncompressed_bytes = 0;  ///< the same tokens in a plain 16-bit cache
 
   int64_t total_bytes() const {

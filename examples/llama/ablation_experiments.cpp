@@ -80,13 +80,14 @@ experiment probes() {
 }
 
 experiment published_methods() {
-  return {.name = "methods",
-          .title = "Methods at their own settings",
-          .x_title = "allocated bits per value",
-          .x = chart_x::bits_per_value,
-          .variants = methods({"paper", "mikv", "h2o", "kivi_2bit", "kivi_2bit_sinks", "ott",
-                               "zipvl", "zipvl_evicting", "quarot_4bit", "uniform_4bit",
-                               "keys_4_values_2", "rotated_keys_3_values_2"})};
+  return {
+      .name = "methods",
+      .title = "Methods at their own settings",
+      .x_title = "allocated bits per value",
+      .x = chart_x::bits_per_value,
+      .variants = methods({"paper", "mikv", "h2o", "kivi_2bit", "kivi_2bit_sinks", "ott", "zipvl",
+                           "zipvl_evicting", "quarot_4bit", "kitty", "kitty_pro", "oaken", "gear_l",
+                           "gear", "uniform_4bit", "keys_4_values_2", "rotated_keys_3_values_2"})};
 }
 
 experiment metrics() {

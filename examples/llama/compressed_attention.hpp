@@ -90,8 +90,8 @@ std::optional<double> paper_ratio_of(const attention_shape& shape, const policy_
         .salient_ratio = numbers.salient_ratio.value_or(budget::default_ratio)};
     const double salient = static_cast<double>(budget::num_salient(tokens, options)) / tokens;
     return zipcache::paper_ratio<Policies>(
-        {1.0, static_cast<double>(shape.num_kv_heads * shape.head_dim),
-         static_cast<double>(tokens)},
+        {1.0, static_cast<double>(shape.num_kv_heads * shape.head_dim), static_cast<double>(tokens),
+         shape.head_dim},
         salient);
   }
 }
@@ -135,6 +135,7 @@ policy_entry ablation(std::string name, std::string summary,
 
 // One for each policies_*.cpp.
 std::vector<policy_entry> preset_policies();
+std::vector<policy_entry> codec_policies();
 std::vector<policy_entry> value_policies();
 std::vector<policy_entry> saliency_policies();
 std::vector<policy_entry> probe_policies();

@@ -39,6 +39,10 @@ TEST_CASE("kv_cache: a restored sequence has the bytes and the future of the one
       check_restore<float, with_sinks>(prompt, decoded, options);
       check_restore<zipcache::bfloat16, presets::h2o>(prompt, decoded, options);
       check_restore<zipcache::half, presets::kivi_2bit>(prompt, decoded, {});
+      check_restore<zipcache::half, presets::kitty::with<zipcache::sink_tokens<5>>>(
+          prompt, decoded, {.recompress_interval = 32, .recent_window = 8});
+      check_restore<float, presets::gear>(prompt, decoded, {.recent_window = 8});
+      check_restore<zipcache::bfloat16, presets::oaken>(prompt, decoded, options);
     }
   }
 }

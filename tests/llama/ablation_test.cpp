@@ -140,8 +140,8 @@ TEST_CASE("ablation: a cell that several experiments ask for is measured once",
   CHECK(count("ratios") == 11);
   CHECK(count("intervals") == 5);
   CHECK(count("ratios,intervals") == 15);       // 60 % and 160 tokens are `paper`
-  CHECK(count("metrics,methods,sinks") == 23);  // 4 + 12 + 10, paper three times, ours twice
-  CHECK(count("drift,methods") == 15);          // of another length
+  CHECK(count("metrics,methods,sinks") == 28);  // 4 + 17 + 10, paper three times, ours twice
+  CHECK(count("drift,methods") == 20);          // of another length
   settings.contexts = {100, 200};
   CHECK(count("ratios,intervals") == 30);
 }

@@ -62,10 +62,10 @@ TEST_CASE("policies: a list names policies and groups, each once, the reference 
   CHECK(names_of("paper") == list{"uncompressed", "paper"});
   CHECK(names_of("mikv,paper,mikv") == list{"uncompressed", "paper", "mikv"});
   CHECK(names_of("all").size() == all_policies().size());
-  CHECK(names_of("presets") == list{"uncompressed", "paper", "mikv", "h2o", "kivi_2bit",
-                                    "uniform_4bit", "keys_4_values_2", "rotated_keys_3_values_2",
-                                    "kivi_2bit_sinks", "ott", "zipvl", "zipvl_evicting",
-                                    "quarot_4bit"});
+  CHECK(names_of("presets") ==
+        list{"uncompressed", "paper", "mikv", "h2o", "kivi_2bit", "uniform_4bit", "keys_4_values_2",
+             "rotated_keys_3_values_2", "kivi_2bit_sinks", "ott", "zipvl", "zipvl_evicting",
+             "quarot_4bit", "kitty", "kitty_pro", "oaken", "gear_l", "gear"});
   CHECK(names_of("presets,ablations") == names_of("all"));
   for (const char* wrong : {"papr", "", "paper,", "paper,,mikv", "paper, mikv"}) {
     const auto message = refusal(wrong);
@@ -78,7 +78,8 @@ TEST_CASE("policies: one call with many tokens is token-by-token decoding, to th
           "[llama][policies]") {
   const attention_shape shape{
       .num_layers = 1, .num_qo_heads = 4, .num_kv_heads = 2, .head_dim = 32};
-  const auto* name = GENERATE("paper", "kivi_2bit", "h2o", "per_layer", "sinks_4", "interval_100");
+  const auto* name = GENERATE("paper", "kivi_2bit", "h2o", "kitty", "gear", "oaken", "per_layer",
+                              "sinks_4", "interval_100");
   constexpr int prompt_len = 200;
   constexpr int len = 420;  // two intervals of 160 and the beginning of a third
   const auto q = random_values((prompt_len + len) * 4 * 32, 1);

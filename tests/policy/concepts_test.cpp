@@ -1,5 +1,6 @@
 // Each concept accepts the library's own policies and refuses one that lacks a single member.
 #include <zipcache/policy/concepts.hpp>
+#include <zipcache/quantize/magnitude_classes.hpp>
 
 #include "support/catch.hpp"
 
@@ -37,6 +38,23 @@ struct channelwise_with_magnitudes : channelwise {
 };
 struct groups_with_magnitudes : groupwise<32> {
   static constexpr bool has_channel_magnitudes = true;
+};
+
+struct complete_codec {
+  static constexpr int bits = 2;
+  static block_size size(const block_shape&) { return {}; }
+  template <class Storage>
+  static void encode(const float*, const block_shape&, std::byte*) {}
+  template <class Storage>
+  static void decode(const std::byte*, const block_shape&, int64_t, int64_t, float*) {}
+  static std::string name() { return "complete"; }
+};
+struct codec_of_one_size : complete_codec {
+  static int64_t size(const block_shape&) { return 1; }
+};
+struct codec_without_range : complete_codec {
+  template <class Storage>
+  static void decode(const std::byte*, const block_shape&, float*) {}
 };
 
 }  // namespace concepts_test
@@ -87,4 +105,18 @@ TEST_CASE("policy: group layouts that attention could not fold are refused", "[p
   CHECK(group_layout<groups_with_magnitudes>);
   CHECK_FALSE(group_layout<tokenwise_in_segment>);
   CHECK_FALSE(group_layout<channelwise_with_magnitudes>);
+}
+
+TEST_CASE("policy: a block codec needs bits, a size by purpose, encode and decode of a range",
+          "[policy][concepts]") {
+  CHECK(block_codec<complete_codec>);
+  CHECK_FALSE(block_codec<codec_of_one_size>);
+  CHECK_FALSE(block_codec<codec_without_range>);
+  CHECK_FALSE(block_codec<tokenwise>);
+  CHECK(block_codec<rotated<complete_codec>>);
+  CHECK(key_quantizer<coded_keys<complete_codec>>);
+  CHECK_FALSE(value_quantizer<coded_keys<complete_codec>>);
+  CHECK(value_quantizer<coded_values<magnitude_classes<40, 60>>>);
+  CHECK(codes_blocks<coded_keys<complete_codec>>);
+  CHECK_FALSE(codes_blocks<keys<channelwise, 4, 2>>);
 }

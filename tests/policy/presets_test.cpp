@@ -52,6 +52,26 @@ TEST_CASE("policy: the presets beside the paper's", "[policy][presets]") {
   CHECK(has_bits<presets::quarot_4bit>(4, 4));
 }
 
+TEST_CASE("policy: the presets of block codecs have the shares, ranks and windows of their papers",
+          "[policy][presets]") {
+  using kitty = presets::kitty;
+  CHECK(kitty::key_quantizer_policy::granularity::num_boosted(128) == 16);
+  CHECK(presets::kitty_pro::key_quantizer_policy::granularity::num_boosted(128) == 32);
+  CHECK(kitty::key_quantizer_policy::granularity::page_tokens == 128);
+  CHECK(kitty::value_bits<token_class::regular> == 2);
+  CHECK(kitty::sink_policy_type::count == 32);
+  CHECK(kitty::schedule_policy::default_interval == 128);
+  using oaken = presets::oaken::value_quantizer_policy::granularity;
+  CHECK(oaken::outer_per_end(1000) == 20);
+  CHECK(oaken::num_inner(1000) == 60);
+  CHECK(has_bits<presets::oaken>(4, 4));
+  CHECK(has_bits<presets::gear>(2, 2));
+  CHECK(presets::gear::schedule_policy::default_interval == 64);
+  CHECK(presets::gear_l::key_quantizer_policy::name() == "channel_groups64_2bit_rank4_2");
+  CHECK(presets::gear::value_quantizer_policy::name() ==
+        "token_groups64_2bit_rank4_2_outliers20_by_token");
+}
+
 TEST_CASE("policy: KIVI keeps the newest 128 tokens and seals whole blocks of 32",
           "[policy][presets]") {
   using schedule = presets::kivi_2bit::schedule_policy;

@@ -107,7 +107,7 @@ TEST_CASE("store: large plans stay exact", "[store][page]") {
   check_plan(17024, 4224, 2176, 18750, 12500);
 }
 
-TEST_CASE("store: a cursor deals every token to a page, full tiles first", "[store][page]") {
+TEST_CASE("store: the entries deal every token to a page, full tiles first", "[store][page]") {
   zipcache_test::random_numbers random(2);
   for (int round = 0; round < 1000; ++round) {
     const int64_t a = 16 * random.below(20), b = 16 * random.below(20);
@@ -115,10 +115,9 @@ TEST_CASE("store: a cursor deals every token to a page, full tiles first", "[sto
     const int64_t salient = random.below(2000), regular = random.below(2000);
     const page_plan plan =
         page_plan::make(page, a, b, ceil_div<int64_t>(salient, 32), ceil_div<int64_t>(regular, 32));
-    page_cursor cursor(plan, salient, regular);
     int64_t salient_seen = 0, regular_seen = 0;
     for (int64_t i = 0; i < plan.num_pages; ++i) {
-      const page_entry entry = cursor.next(static_cast<uint32_t>(100 + i));
+      const page_entry entry = plan.entry(i, static_cast<uint32_t>(100 + i), salient, regular);
       REQUIRE(entry.page == 100 + i);
       REQUIRE(entry.salient_tiles() * a + entry.regular_tiles() * b <= page);
       salient_seen += entry.salient_tokens;

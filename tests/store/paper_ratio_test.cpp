@@ -48,3 +48,17 @@ TEST_CASE("store: 16 bits have ratio 1, and evicting 60 % of them 2.5", "[store]
 TEST_CASE("store: groups of 32 cost one bit a value", "[store][paper_ratio]") {
   CHECK(std::fabs(paper_ratio<presets::kivi_2bit>({1, 1024, 320}, 0.0) - 32.0 / 6.0) < 1e-12);
 }
+
+TEST_CASE("store: a block codec counts with everything in a prompt's block",
+          "[store][paper_ratio]") {
+  // Kitty at 4096 tokens of 8 heads: keys 2.25 bits of codes, 0.25 of pairs, 1 / 128 of the map;
+  // values 2 bits and a pair for a token of all heads, as the formula has it.
+  const double kitty = 32.0 / (2.5 + 1.0 / 128 + 2.0 + 32.0 / 1024);
+  CHECK(std::fabs(paper_ratio<presets::kitty>({1, 1024, 4096, 128}, 0.0) - kitty) < 1e-12);
+  // Codes of both sides: bits that do not depend on the number of heads.
+  CHECK(paper_ratio<presets::gear_l>({1, 128, 4096, 128}, 0.0) ==
+        paper_ratio<presets::gear_l>({1, 1024, 4096, 128}, 0.0));
+  // Without a head_dim, all channels are one head, and the factors of a residual are shared.
+  CHECK(paper_ratio<presets::gear_l>({1, 1024, 4096}, 0.0) >
+        paper_ratio<presets::gear_l>({1, 1024, 4096, 128}, 0.0));
+}

@@ -281,3 +281,24 @@ TEST_CASE("stream: outlier tokens are those with the shortest keys, and stay as 
             1.01f * (highest - lowest) / 6);
   }
 }
+
+TEST_CASE("stream: segments say whether they are a prompt's or came out of the window",
+          "[stream]") {
+  using zipcache::segment_origin;
+  zipcache::kv_cache<half, zipcache::presets::gear> subject(
+      small_shape, {.recompress_interval = 32, .recent_window = 0});
+  const token_data<half> data(small_shape, 150, 12);
+  const auto sequence = subject.create();
+  prefill(subject, sequence, data, 70);  // 64 tokens in a segment, 6 in the window
+  decode(subject, sequence, data, 70, 140);
+  const auto segments = subject.inspect(sequence, 0)->segments();
+  REQUIRE(segments.size() == 3);
+  using codec = zipcache::presets::gear::key_quantizer_policy::granularity;
+  CHECK(segments[0]->shape.origin == segment_origin::prompt);
+  for (const size_t i : {1, 2}) {
+    CHECK(segments[i]->shape.origin == segment_origin::streamed);
+    // Rank 2 instead of 4: 2 * 2 bytes less for each of 32 tokens and 32 channels.
+    CHECK(codec::size({32, 32}).bytes() - codec::size(segments[i]->shape.block()).bytes() ==
+          2 * 2 * 64);
+  }
+}

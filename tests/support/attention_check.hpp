@@ -73,10 +73,12 @@ std::vector<double> largest_terms(const double* plain, int64_t num_tokens, int32
       largest = std::fmax(largest, x);
     }
   }
-  if (Granularity::axis == zipcache::parameter_axis::channel) return by_channel;
-  for (double& entry : by_channel)
-    entry = Granularity::has_channel_magnitudes ? std::sqrt(entry * largest) : largest;
-  return by_channel;
+  if constexpr (!zipcache::block_codec<Granularity>) {
+    if (Granularity::axis == zipcache::parameter_axis::channel) return by_channel;
+    for (double& entry : by_channel)
+      entry = Granularity::has_channel_magnitudes ? std::sqrt(entry * largest) : largest;
+  }
+  return by_channel;  // values that are decoded first have no larger terms than themselves
 }
 
 /// Bounds of channels after the rotation back, from bounds before it.

@@ -53,4 +53,17 @@ using rotated_layouts =
                paper::with<values<rotated<channelwise>, 4, 2>>, zipcache::presets::quarot_4bit,
                zipcache::presets::rotated_keys_3_values_2>;
 
+/// Sides that are coded in blocks: every codec on either side, both classes, beside tiles and
+/// alone. CPU only.
+using zipcache::coded_keys;
+using zipcache::coded_values;
+using block_codecs =
+    std::tuple<zipcache::presets::kitty, zipcache::presets::kitty_pro, zipcache::presets::oaken,
+               zipcache::presets::gear, zipcache::presets::gear_l,
+               paper::with<coded_keys<zipcache::boosted_channels<125>>>,
+               paper::with<coded_values<zipcache::magnitude_classes<40, 60>>>,
+               paper::with<coded_keys<rotated<zipcache::magnitude_classes<40, 60>>>>,
+               paper::with<coded_values<
+                   rotated<zipcache::uniform_groups<zipcache::parameter_axis::token, 4, 32>>>>>;
+
 }  // namespace zipcache_test::axes

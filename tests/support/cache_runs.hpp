@@ -35,6 +35,8 @@ using cache_axes = std::tuple<
     axis<zipcache::half, zipcache::presets::kivi_2bit>,
     axis<zipcache::half, zipcache::presets::zipvl>, axis<zipcache::half, zipcache::presets::ott>,
     axis<float, zipcache::presets::rotated_keys_3_values_2>,
+    axis<zipcache::half, zipcache::presets::kitty>, axis<float, zipcache::presets::gear>,
+    axis<zipcache::bfloat16, zipcache::presets::oaken>,
     axis<zipcache::bfloat16, zipcache::presets::uniform_4bit>, axis<zipcache::half, mixed_table>>;
 
 /// Options under which a table uses all of its sets; others ignore what is set here.

@@ -27,7 +27,7 @@ class byte_string {
   std::string bytes_;
 };
 
-/// A sealed segment: shape, tile counts of its pages, tiles, records, bitmaps.
+/// A sealed segment: shape, tile counts of its pages, tiles, blocks, records, bitmaps.
 template <class Policies>
 void add_segment(byte_string& out, const zipcache::segment<Policies>& sealed) {
   const auto& shape = sealed.shape;
@@ -51,6 +51,11 @@ void add_segment(byte_string& out, const zipcache::segment<Policies>& sealed) {
           out.add(count);
           out.add(tile, static_cast<size_t>(shape.regular_tile_bytes(shape.head_dim)));
         });
+  }
+  for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
+    sealed.for_each_block_piece(head, [&](const std::byte* piece, int64_t count) {
+      out.add(piece, static_cast<size_t>(count));
+    });
   }
   out.add(sealed.records.data(), sealed.records.size());
   out.add(sealed.salient_bitmap.data(), sealed.salient_bitmap.size() * sizeof(uint32_t));

@@ -81,11 +81,12 @@ struct sealed_tokens {
   values_type dequantized() const {
     values_type values{std::vector<float>(k.size()), std::vector<float>(v.size())};
     for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
-      for (int64_t token = 0; token < shape.num_tokens; ++token) {
+      const auto copy_row = [&](int64_t token, const float* key, const float* value) {
         const int64_t row = (head * shape.num_tokens + token) * shape.head_dim;
-        zipcache::dequantize_token<Policies, Storage>(*sealed, head, token, values.k.data() + row,
-                                                      values.v.data() + row);
-      }
+        std::copy_n(key, shape.head_dim, values.k.data() + row);
+        std::copy_n(value, shape.head_dim, values.v.data() + row);
+      };
+      zipcache::dequantize_head<Policies, Storage>(*sealed, head, copy_row);
     }
     return values;
   }
@@ -109,12 +110,23 @@ struct sealed_tokens {
       poison_class<token_class::regular>(head, bits);
     }
     using sizes = zipcache::segment_shape<Policies>;
+    std::vector<std::byte> blocks;
+    for (int32_t head = 0; head < shape.num_kv_heads; ++head)
+      sealed->for_each_block_piece(head, [&](const std::byte* piece, int64_t count) {
+        blocks.insert(blocks.end(), piece, piece + count);
+      });
     for (const zipcache::page_entry& entry : sealed->table) {
       const int64_t used = entry.salient_tiles() * sizes::salient_tile_bytes(shape.head_dim) +
                            entry.regular_tiles() * sizes::regular_tile_bytes(shape.head_dim);
       std::memset(pool->data(entry.page) + used, byte,
                   static_cast<size_t>(pool->page_bytes() - used));
     }
+    auto next = blocks.cbegin();
+    for (int32_t head = 0; head < shape.num_kv_heads; ++head)
+      sealed->for_each_block_piece(head, [&](std::byte* piece, int64_t count) {
+        std::copy_n(next, count, piece);
+        next += count;
+      });
   }
 
  private:

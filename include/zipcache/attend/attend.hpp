@@ -1,4 +1,5 @@
-// Attention on the CPU, directly on packed codes: no row of the cache is ever dequantized. In:
+// Attention on the CPU, directly on packed codes: no row of the cache is ever dequantized, but for
+// sides that are coded in blocks (quantize/block_codec.hpp), of which 32 rows at a time are. In:
 // query rows of one KV head, a segment or rows in 16 bits. Out: softmax states that merge. Twin:
 // attend.cuh. @equality within rounding.
 #pragma once
@@ -191,13 +192,6 @@ void attend_class(const segment<Policies>& sealed, int32_t head, attend_rows& ro
 
 }  // namespace detail
 
-/// @brief Adds a sealed segment, seen whole by every query row, to the rows' states.
-template <class Policies, class Storage>
-void attend(cpu_backend, const segment<Policies>& sealed, int32_t kv_head, attend_rows& rows) {
-  detail::attend_class<Policies, token_class::salient, Storage>(sealed, kv_head, rows);
-  detail::attend_class<Policies, token_class::regular, Storage>(sealed, kv_head, rows);
-}
-
 /// @brief Adds tokens in 16 bits (window, sinks) to the rows' states, causally.
 /// @param key_row, value_row  functions of the token index that give its row [head_dim]
 /// @param num_tokens  tokens in the run; query token t sees those with index < first_visible + t
@@ -230,6 +224,42 @@ void attend(cpu_backend, KeyRow&& key_row, ValueRow&& value_row, int64_t num_tok
                                 head_dim, rows.part_out.data());
   }
   rows.end_part();
+}
+
+namespace detail {
+
+/// attend_class where a side is coded in blocks: 32 rows at a time are decoded and met as rows in
+/// 16 bits are.
+template <class Policies, token_class Class, class Storage>
+void attend_decoded_class(cpu_backend backend, const segment<Policies>& sealed, int32_t head,
+                          attend_rows& rows) {
+  const int64_t num_tokens = sealed.shape.template class_tokens<Class>();
+  if (num_tokens == 0) return;
+  decoded_rows<Policies, Class, Storage> decoded(sealed, head, rows.decoded);
+  const auto key_row = [&](int64_t token) {
+    if (token % tile_tokens == 0)
+      decoded.load(token, static_cast<int32_t>(least<int64_t>(tile_tokens, num_tokens - token)));
+    return decoded.key(token % tile_tokens);
+  };
+  const auto value_row = [&](int64_t token) { return decoded.value(token % tile_tokens); };
+  zipcache::attend(backend, key_row, value_row, num_tokens, num_tokens, 1, rows);
+}
+
+}  // namespace detail
+
+/// @brief Adds a sealed segment, seen whole by every query row, to the rows' states.
+template <class Policies, class Storage>
+void attend(cpu_backend backend, const segment<Policies>& sealed, int32_t kv_head,
+            attend_rows& rows) {
+  if constexpr (block_record<Policies>::has_blocks) {
+    detail::attend_decoded_class<Policies, token_class::salient, Storage>(backend, sealed, kv_head,
+                                                                          rows);
+    detail::attend_decoded_class<Policies, token_class::regular, Storage>(backend, sealed, kv_head,
+                                                                          rows);
+  } else {
+    detail::attend_class<Policies, token_class::salient, Storage>(sealed, kv_head, rows);
+    detail::attend_class<Policies, token_class::regular, Storage>(sealed, kv_head, rows);
+  }
 }
 
 }  // namespace zipcache

@@ -13,6 +13,7 @@
 #include <zipcache/core/view.hpp>
 #include <zipcache/detail/block_math.hpp>
 #include <zipcache/quantize/rotation.hpp>
+#include <zipcache/store/decoded_rows.hpp>
 #include <zipcache/store/encode.hpp>
 #include <zipcache/store/layout.hpp>
 #if ZIPCACHE_X86_VECTORS
@@ -46,6 +47,7 @@ struct attend_rows {
   std::vector<softmax_state> part_states;
   std::vector<float> part_out, folded_q, bias, scores, weights, zeros, group_sums, key_block,
       value_block, tile_out;
+  detail::decoded_scratch decoded;
 #if ZIPCACHE_X86_VECTORS
   detail::packed_scratch packed;
 #endif

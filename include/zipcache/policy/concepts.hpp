@@ -42,7 +42,10 @@ concept group_layout = has_name<G> && has_parameter_axis<G> && has_group_size<G>
                                         : G::home == parameter_home::tile);
 
 template <class P>
-concept has_class_bits = group_layout<typename P::granularity> && requires {
+concept has_class_bits = (group_layout<typename P::granularity> ||
+                          (block_codec<typename P::granularity> &&
+                           has_name<typename P::granularity>)) &&
+                         requires {
   { P::template bits<token_class::salient> } -> std::convertible_to<int>;
   { P::template bits<token_class::regular> } -> std::convertible_to<int>;
 };

@@ -2,6 +2,11 @@
 #pragma once
 
 #include <zipcache/policy/policies.hpp>
+#include <zipcache/quantize/boosted_channels.hpp>
+#include <zipcache/quantize/low_rank.hpp>
+#include <zipcache/quantize/magnitude_classes.hpp>
+#include <zipcache/quantize/outliers_apart.hpp>
+#include <zipcache/quantize/uniform_groups.hpp>
 
 namespace zipcache::presets {
 
@@ -58,6 +63,36 @@ using zipvl_evicting = policies<keys<channelwise, 4, 0>, values<channel_separabl
 using quarot_4bit =
     policies<keys<rotated<tokenwise>, 4, 4>, values<rotated<tokenwise>, 4, 4>, recency, per_kv_head,
              recent_probes, all_salient, sink_tokens<0>, every_interval<160>>;
+
+/// Kitty (2025, arXiv 2511.18643): keys channelwise in pages of 128 tokens, of which the 12.5 % of
+/// the channels with the largest mean magnitude have 4 bits and the others 2; values tokenwise at 2
+/// bits, 32 sinks. `kitty_pro` gives 4 bits to 25 %. Kitty keeps the newest 128 values in 16 bits
+/// and less than a page of keys; we keep the newest 128 of both. Attention decodes the keys. CPU
+/// only.
+using kitty =
+    policies<coded_keys<boosted_channels<125>>, values<tokenwise, 2, 2>, recency, per_kv_head,
+             recent_probes, all_regular, sink_tokens<32>, blocks_behind_window<128, 128>>;
+using kitty_pro = kitty::with<coded_keys<boosted_channels<250>>>;
+
+/// Oaken (2025, arXiv 2503.18599): 4 % outer, 90 % middle and 6 % inner values of keys and values
+/// alike, in 5, 4 and 5 bits. Its thresholds come from calibration texts, ours from the tokens that
+/// are compressed together, see magnitude_classes. Attention decodes. CPU only.
+using oaken =
+    policies<coded_keys<magnitude_classes<40, 60>>, coded_values<magnitude_classes<40, 60>>,
+             recency, per_kv_head, recent_probes, all_regular, sink_tokens<0>, every_interval<160>>;
+
+/// GEAR (2024, arXiv 2403.05527) at 2 bits: groups of 64 tokens of a key channel and of 64 channels
+/// of a value, the residual in rank 4 for the prompt and rank 2 for blocks of 64 tokens after it,
+/// and 2 % outliers exactly. `gear_l` is without outliers. Attention decodes. CPU only.
+using gear_l =
+    policies<coded_keys<with_low_rank<uniform_groups<parameter_axis::channel, 2, 64>, 4, 2>>,
+             coded_values<with_low_rank<uniform_groups<parameter_axis::token, 2, 64>, 4, 2>>,
+             recency, per_kv_head, recent_probes, all_regular, sink_tokens<0>,
+             blocks_behind_window<64, 64>>;
+using gear = gear_l::with<coded_keys<
+    outliers_apart<parameter_axis::channel, 20, gear_l::key_quantizer_policy::granularity>>>::
+    with<coded_values<
+        outliers_apart<parameter_axis::token, 20, gear_l::value_quantizer_policy::granularity>>>;
 
 /// Bits where attention feels their error: 4 for keys, 2 for values, and the first tokens, which
 /// hold the largest keys of all, in 16. No scores are needed. Measured against `paper`: README.

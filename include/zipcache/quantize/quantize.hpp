@@ -14,6 +14,7 @@
 #include <zipcache/core/shape.hpp>
 #include <zipcache/core/view.hpp>
 #include <zipcache/quantize/affine.hpp>
+#include <zipcache/quantize/block_codec.hpp>
 #include <zipcache/quantize/granularity.hpp>
 #include <zipcache/quantize/rotation.hpp>
 
@@ -138,8 +139,10 @@ void dequantize_row(const uint8_t* codes, int32_t head_dim, const affine_params<
 template <class Granularity>
 void check_granularity(int32_t head_dim) {
   check_head_dim(head_dim);
-  require(head_dim % channels_per_group<Granularity>(head_dim) == 0,
-          Granularity::name() + " does not divide head_dim, which is " + std::to_string(head_dim));
+  if constexpr (!block_codec<Granularity>)
+    require(
+        head_dim % channels_per_group<Granularity>(head_dim) == 0,
+        Granularity::name() + " does not divide head_dim, which is " + std::to_string(head_dim));
 }
 
 }  // namespace detail

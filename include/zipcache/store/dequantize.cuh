@@ -1,5 +1,5 @@
 // Looking into a layer on the device: the values of all its tokens, in token order. For inspection
-// and tests; attention never dequantizes. Twin: dequantize_token in store.hpp.
+// and tests; attention never dequantizes. Twin: dequantize_head in store.hpp.
 // @equality same_bytes
 #pragma once
 

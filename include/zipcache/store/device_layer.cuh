@@ -25,6 +25,8 @@ template <class Policies>
 inline constexpr bool runs_on_cuda =
     !is_rotated<typename Policies::key_quantizer_policy::granularity> &&
     !is_rotated<typename Policies::value_quantizer_policy::granularity> &&
+    !codes_blocks<typename Policies::key_quantizer_policy> &&
+    !codes_blocks<typename Policies::value_quantizer_policy> &&
     !counts_by_mass<typename Policies::budget_policy> &&
     !picks_outliers<typename Policies::sink_policy_type>;
 
@@ -109,7 +111,8 @@ struct device_probes {
 template <class Policies, class Storage>
 struct device_layer {
   static_assert(detail::runs_on_cuda<Policies>,
-                "zipcache: rotated layouts, mass_share and outlier_tokens run on cpu_backend only");
+                "zipcache: rotated layouts, block codecs, mass_share and outlier_tokens run on "
+                "cpu_backend only");
 
   int32_t num_qo_heads;
   int32_t num_kv_heads;

@@ -8,7 +8,8 @@ namespace zipcache {
 /// @brief Bytes held for some tokens. `total_bytes()` is everything that is allocated for them.
 struct footprint {
   int64_t code_bytes = 0;       ///< packed codes of real tokens, and 16-bit values of sealed tokens
-  int64_t parameter_bytes = 0;  ///< (step, min) pairs of real tokens, segment records
+  int64_t parameter_bytes = 0;  ///< (step, min) pairs of real tokens, segment records, and what
+                                ///< else block codecs call parameters
   int64_t padding_bytes = 0;    ///< unused tokens of tiles, unused bytes of pages
   int64_t table_bytes = 0;      ///< page tables, class bitmaps, segment headers
   int64_t window_bytes = 0;     ///< pages of tokens in 16 bits: window and sinks

@@ -1,6 +1,6 @@
 // Pages: fixed bytes, whatever is in them. A page of codes belongs to one segment and one KV head
 // and holds some tiles of the salient class, then some of the regular class:
-//   [salient tiles][regular tiles][unused]
+//   [salient tiles][regular tiles][unused, or blocks: block_record.hpp]
 // Both classes share every page, in about the same mix, for two reasons: a last page that is partly
 // empty is paid once for a head instead of once for each class, and every page costs attention the
 // same time. With the paper's ratio and an interval of 160 tokens, three 4-bit and two 2-bit tiles
@@ -104,25 +104,6 @@ struct page_plan {
     }
     return plan;
   }
-};
-
-/// Walks over the pages of one head in order and says how many tokens of each class go into each.
-class page_cursor {
- public:
-  ZIPCACHE_HOST_DEVICE constexpr page_cursor(const page_plan& plan, int64_t num_salient,
-                                             int64_t num_regular)
-      : plan_(plan), num_salient_(num_salient), num_regular_(num_regular) {}
-
-  /// The entry of the next page, which is `page` of the pool.
-  ZIPCACHE_HOST_DEVICE constexpr page_entry next(uint32_t page) {
-    return plan_.entry(index_++, page, num_salient_, num_regular_);
-  }
-
- private:
-  page_plan plan_;
-  int64_t num_salient_;
-  int64_t num_regular_;
-  int64_t index_ = 0;
 };
 
 /// 16-bit tokens in a page of rows.

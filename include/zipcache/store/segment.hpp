@@ -4,9 +4,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include <zipcache/policy/policies.hpp>
+#include <zipcache/store/block_record.hpp>
 #include <zipcache/store/page.hpp>
 #include <zipcache/store/page_pool.hpp>
 #include <zipcache/store/tile.hpp>
@@ -20,6 +22,7 @@ struct segment_shape {
   int32_t head_dim = 0;
   int64_t num_tokens = 0;
   int64_t num_salient = 0;
+  segment_origin origin = segment_origin::prompt;
 
   ZIPCACHE_HOST_DEVICE static constexpr int64_t salient_tile_bytes(int32_t head_dim) {
     return tile_record<Policies, token_class::salient>::bytes(head_dim);
@@ -37,7 +40,27 @@ struct segment_shape {
                            ceil_div<int64_t>(num_salient, tile_tokens),
                            ceil_div<int64_t>(num_tokens - num_salient, tile_tokens));
   }
-  int64_t num_pages(int64_t page_bytes) const { return num_kv_heads * plan(page_bytes).num_pages; }
+  block_shape block() const { return {num_tokens, head_dim, origin}; }
+  /// The entry of page `index` of a head, which is `page` of the pool.
+  page_entry entry(const page_plan& tiles, int64_t index, uint32_t page) const {
+    if (index >= tiles.num_pages) return {page, 0, 0};
+    return tiles.entry(index, page, num_salient, num_tokens - num_salient);
+  }
+  /// Pages of tiles, and those that blocks need beyond what tiles leave free.
+  int64_t pages_per_head(int64_t page_bytes) const {
+    const page_plan tiles = plan(page_bytes);
+    const int64_t blocks = block_record<Policies>::bytes(block());
+    if (blocks == 0) return tiles.num_pages;
+    const int64_t taken = tiles.salient_tiles * tiles.salient_tile_bytes +
+                          tiles.regular_tiles * tiles.regular_tile_bytes;
+    return most(tiles.num_pages, ceil_div(taken + blocks, page_bytes));
+  }
+  /// Bytes of a page that tiles take.
+  int64_t tile_bytes(const page_entry& entry) const {
+    return entry.salient_tiles() * salient_tile_bytes(head_dim) +
+           entry.regular_tiles() * regular_tile_bytes(head_dim);
+  }
+  int64_t num_pages(int64_t page_bytes) const { return num_kv_heads * pages_per_head(page_bytes); }
   /// 32-bit words of the bitmap that says which tokens of one head are salient (bit token % 32 of
   /// word token / 32).
   int64_t bitmap_words() const { return ceil_div<int64_t>(num_tokens, 32); }
@@ -66,6 +89,19 @@ struct segment {
     return (salient_bitmap[static_cast<size_t>(head * shape.bitmap_words() + token / 32)] >>
                 (token % 32) &
             1u) != 0;
+  }
+
+  /// Calls visit(bytes, count) for the pieces of one head's blocks, in order.
+  template <class Visit>
+  void for_each_block_piece(int32_t head, Visit&& visit) const {
+    int64_t left = block_record<Policies>::bytes(shape.block());
+    for (int64_t page = 0; left > 0; ++page) {
+      const page_entry entry = table[static_cast<size_t>(head * pages_per_head + page)];
+      const int64_t offset = shape.tile_bytes(entry);
+      const int64_t count = least(left, pool->page_bytes() - offset);
+      visit(pool->data(entry.page) + offset, count);
+      left -= count;
+    }
   }
 
   /// Calls visit(tile bytes, number of tokens in it) for the tiles of one class of one head, in

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <utility>
@@ -13,52 +14,13 @@
 #include <zipcache/core/view.hpp>
 #include <zipcache/detail/thread_pool.hpp>
 #include <zipcache/quantize/rotation.hpp>
+#include <zipcache/store/decoded_rows.hpp>
 #include <zipcache/store/encode.hpp>
+#include <zipcache/store/record_view.hpp>
 #include <zipcache/store/segment.hpp>
 
 namespace zipcache {
 namespace detail {
-
-/// A head's segment record, typed. Pointers are null for parts that the policies do not have.
-template <class Policies, class Storage>
-struct record_view {
-  std::byte* bytes;
-  int32_t head_dim;
-
-  template <token_class Class>
-  ZIPCACHE_HOST_DEVICE affine_params<Storage>* key_pairs() const {
-    return reinterpret_cast<affine_params<Storage>*>(
-        bytes + segment_record<Policies>::template key_pairs_offset<Class>(head_dim));
-  }
-  template <token_class Class>
-  ZIPCACHE_HOST_DEVICE affine_params<Storage>* value_pairs() const {
-    return reinterpret_cast<affine_params<Storage>*>(
-        bytes + segment_record<Policies>::template value_pairs_offset<Class>(head_dim));
-  }
-  ZIPCACHE_HOST_DEVICE Storage* key_magnitudes() const {
-    return reinterpret_cast<Storage*>(bytes +
-                                      segment_record<Policies>::key_magnitudes_offset(head_dim));
-  }
-  ZIPCACHE_HOST_DEVICE Storage* value_magnitudes() const {
-    return reinterpret_cast<Storage*>(bytes +
-                                      segment_record<Policies>::value_magnitudes_offset(head_dim));
-  }
-
-  template <token_class Class>
-  ZIPCACHE_HOST_DEVICE side_parameters<Storage> key_side() const {
-    return {key_pairs<Class>(), key_magnitudes()};
-  }
-  template <token_class Class>
-  ZIPCACHE_HOST_DEVICE side_parameters<Storage> value_side() const {
-    return {value_pairs<Class>(), value_magnitudes()};
-  }
-};
-
-template <class Policies, class Storage>
-record_view<Policies, Storage> view_record(const segment<Policies>& sealed, int32_t head) {
-  // The view is shared by writers and readers; readers hold a const segment and only read.
-  return {const_cast<std::byte*>(sealed.record(head)), sealed.shape.head_dim};
-}
 
 /// Rows of one side of one head, apart by class.
 template <class Element>
@@ -128,12 +90,50 @@ void encode_class(const segment<Policies>& sealed, int32_t head,
   });
 }
 
+/// Rows of one head as a block has them: floats, the salient class first. [num_tokens, head_dim]
+template <class Element>
+std::vector<float> block_values(const class_rows<Element>& rows, int32_t head_dim) {
+  std::vector<float> values;
+  values.reserve(rows.all.size() * static_cast<size_t>(head_dim));
+  for (const auto* class_rows : {&rows.salient, &rows.regular}) {
+    for (const Element* row : *class_rows)
+      for (int32_t channel = 0; channel < head_dim; ++channel)
+        values.push_back(to_float(row[channel]));
+  }
+  return values;
+}
+
+template <class Policies, class Storage, class KeyElement, class ValueElement>
+void encode_blocks(const segment<Policies>& sealed, int32_t head,
+                   const class_rows<KeyElement>& key_rows,
+                   const class_rows<ValueElement>& value_rows) {
+  using blocks = block_record<Policies>;
+  const block_shape shape = sealed.shape.block();
+  if (shape.num_tokens == 0) return;
+  std::vector<std::byte> bytes(static_cast<size_t>(blocks::bytes(shape)));
+  if constexpr (blocks::has_keys) {
+    blocks::key_quantizer::granularity::template encode<Storage>(
+        block_values(key_rows, shape.head_dim).data(), shape, bytes.data());
+  }
+  if constexpr (blocks::has_values) {
+    blocks::value_quantizer::granularity::template encode<Storage>(
+        block_values(value_rows, shape.head_dim).data(), shape,
+        bytes.data() + blocks::value_offset(shape));
+  }
+  const std::byte* next = bytes.data();
+  sealed.for_each_block_piece(head, [&](std::byte* piece, int64_t count) {
+    std::memcpy(piece, next, static_cast<size_t>(count));
+    next += count;
+  });
+}
+
 }  // namespace detail
 
 /// @brief Quantizes and packs a span of tokens into a new segment.
 /// @param pool  pages are taken from it; it must outlive the segment
 /// @param[in] k, v  [num_kv_heads, num_tokens, head_dim], finite
 /// @param[in] salient  [num_kv_heads, num_salient], ascending within a head
+/// @param origin  for block codecs that treat prompts and intervals differently
 /// @throws argument_error  shapes that differ, salient tokens out of order or range
 /// @throws capacity_error  the pool is exhausted; pages already taken go back
 template <class Policies, class Storage, cache_element Element>
@@ -141,7 +141,8 @@ std::shared_ptr<const segment<Policies>> store(cpu_backend backend, page_pool& p
                                                tensor_view<const Element> k,
                                                tensor_view<const Element> v,
                                                std::span<const int32_t> salient,
-                                               int64_t num_salient, int64_t first_position) {
+                                               int64_t num_salient, int64_t first_position,
+                                               segment_origin origin = segment_origin::prompt) {
   detail::check_granularity<typename Policies::key_quantizer_policy::granularity>(k.head_dim);
   detail::check_granularity<typename Policies::value_quantizer_policy::granularity>(k.head_dim);
   detail::require_equal("v.num_heads", v.num_heads, k.num_heads);
@@ -158,21 +159,21 @@ std::shared_ptr<const segment<Policies>> store(cpu_backend backend, page_pool& p
   }
 
   auto sealed = std::make_shared<segment<Policies>>();
-  sealed->shape = {k.num_heads, k.head_dim, k.num_tokens, num_salient};
+  sealed->shape = {k.num_heads, k.head_dim, k.num_tokens, num_salient, origin};
   sealed->first_position = first_position;
   sealed->pool = &pool;
   sealed->pages = page_list(pool);
   const page_plan plan = sealed->shape.plan(pool.page_bytes());
-  sealed->pages_per_head = plan.num_pages;
+  sealed->pages_per_head = sealed->shape.pages_per_head(pool.page_bytes());
   sealed->records.resize(
       static_cast<size_t>(k.num_heads * segment_record<Policies>::bytes(k.head_dim)));
   sealed->salient_bitmap.resize(static_cast<size_t>(k.num_heads * sealed->shape.bitmap_words()));
-  sealed->table.reserve(static_cast<size_t>(k.num_heads * plan.num_pages));
+  sealed->table.reserve(static_cast<size_t>(k.num_heads * sealed->pages_per_head));
   for (int32_t head = 0; head < k.num_heads; ++head) {
-    page_cursor cursor(plan, num_salient, k.num_tokens - num_salient);
-    for (int64_t page = 0; page < plan.num_pages; ++page) {
+    for (int64_t page = 0; page < sealed->pages_per_head; ++page) {
       sealed->pages.grow();
-      sealed->table.push_back(cursor.next(sealed->pages[sealed->pages.size() - 1]));
+      sealed->table.push_back(
+          sealed->shape.entry(plan, page, sealed->pages[sealed->pages.size() - 1]));
     }
     for (int64_t i = 0; i < num_salient; ++i) {
       const int32_t token = salient[static_cast<size_t>(head * num_salient + i)];
@@ -194,58 +195,42 @@ std::shared_ptr<const segment<Policies>> store(cpu_backend backend, page_pool& p
     const auto key_rows = detail::split_rows(keys.rows, head_salient);
     const auto value_rows = detail::split_rows(values.rows, head_salient);
     using class_token = token_class;
-    detail::fit_segment_side<key_quantizer>(
+    detail::fit_segment_side<tile_side<key_quantizer>>(
         key_rows, k.head_dim, record.template key_pairs<class_token::salient>(),
         record.template key_pairs<class_token::regular>(), record.key_magnitudes());
-    detail::fit_segment_side<value_quantizer>(
+    detail::fit_segment_side<tile_side<value_quantizer>>(
         value_rows, k.head_dim, record.template value_pairs<class_token::salient>(),
         record.template value_pairs<class_token::regular>(), record.value_magnitudes());
     detail::encode_class<Policies, token_class::salient, Storage>(*sealed, head, record, key_rows,
                                                                   value_rows);
     detail::encode_class<Policies, token_class::regular, Storage>(*sealed, head, record, key_rows,
                                                                   value_rows);
+    if constexpr (block_record<Policies>::has_blocks)
+      detail::encode_blocks<Policies, Storage>(*sealed, head, key_rows, value_rows);
   });
   return sealed;
 }
 
-/// @brief Values of one sealed token of one head, for inspection. k, v [head_dim]; zeros if the
-/// token was evicted.
-/// @param token  index within the segment
-template <class Policies, class Storage>
-void dequantize_token(const segment<Policies>& sealed, int32_t head, int64_t token, float* k,
-                      float* v) {
-  const int32_t head_dim = sealed.shape.head_dim;
-  int64_t rank = 0;  // place among the tokens of the same class
-  const bool salient = sealed.is_salient(head, token);
-  for (int64_t earlier = 0; earlier < token; ++earlier)
-    rank += sealed.is_salient(head, earlier) == salient ? 1 : 0;
-  const auto record = detail::view_record<Policies, Storage>(sealed, head);
-  std::fill(k, k + head_dim, 0.0f);
-  std::fill(v, v + head_dim, 0.0f);
-  const auto decode = [&]<token_class Class>() {
-    using tile = tile_record<Policies, Class>;
-    int64_t index = 0;
-    sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t) {
-      if (index++ != rank / tile_tokens) return;
-      const int32_t slot = static_cast<int32_t>(rank % tile_tokens);
-      detail::decode_token<key_layout, typename tile::key_granularity, tile::key_bits, Storage>(
-          reinterpret_cast<const uint32_t*>(bytes),
-          reinterpret_cast<const affine_params<Storage>*>(bytes + tile::key_pairs_offset(head_dim)),
-          record.template key_side<Class>(), head_dim, slot, k);
-      detail::decode_token<value_layout, typename tile::value_granularity, tile::value_bits,
-                           Storage>(
-          reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim)),
-          reinterpret_cast<const affine_params<Storage>*>(bytes +
-                                                          tile::value_pairs_offset(head_dim)),
-          record.template value_side<Class>(), head_dim, slot, v);
-      if constexpr (is_rotated<typename tile::key_granularity>) rotate_channels(k, head_dim);
-      if constexpr (is_rotated<typename tile::value_granularity>) rotate_channels(v, head_dim);
-    });
-  };
-  if (salient) {
-    decode.template operator()<token_class::salient>();
-  } else {
-    decode.template operator()<token_class::regular>();
+/// @brief Values of the sealed tokens of one head, for inspection: visit(token, k, v) in token
+/// order, k and v [head_dim], zeros if the token was evicted.
+template <class Policies, class Storage, class Visit>
+void dequantize_head(const segment<Policies>& sealed, int32_t head, Visit&& visit) {
+  detail::decoded_scratch salient_scratch, regular_scratch;
+  detail::decoded_rows<Policies, token_class::salient, Storage> salient(sealed, head,
+                                                                        salient_scratch);
+  detail::decoded_rows<Policies, token_class::regular, Storage> regular(sealed, head,
+                                                                        regular_scratch);
+  int64_t num_salient = 0;  // among the tokens so far
+  for (int64_t token = 0; token < sealed.shape.num_tokens; ++token) {
+    const auto visit_row = [&](auto& rows, int64_t rank) {
+      rows.load(rank, 1);
+      visit(token, rows.key(0), rows.value(0));
+    };
+    if (sealed.is_salient(head, token)) {
+      visit_row(salient, num_salient++);
+    } else {
+      visit_row(regular, token - num_salient);
+    }
   }
 }
 

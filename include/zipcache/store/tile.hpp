@@ -48,13 +48,31 @@ ZIPCACHE_HOST_DEVICE constexpr int64_t segment_pairs(int32_t head_dim) {
   return has_pairs(Bits) && Granularity::home == parameter_home::segment ? head_dim : 0;
 }
 
+/// What tiles and records have of one side: all of a group layout, nothing of a side that is coded
+/// in blocks.
+template <class Quantizer>
+struct tile_side {
+  using granularity = typename Quantizer::granularity;
+  template <token_class Class>
+  static constexpr int bits = Quantizer::template bits<Class>;
+};
+template <class Quantizer>
+requires codes_blocks<Quantizer>
+struct tile_side<Quantizer> {
+  using granularity = tokenwise;
+  template <token_class>
+  static constexpr int bits = 0;
+};
+
 /// Byte offsets in a tile of `Class`.
 template <class Policies, token_class Class>
 struct tile_record {
-  using key_granularity = typename Policies::key_quantizer_policy::granularity;
-  using value_granularity = typename Policies::value_quantizer_policy::granularity;
-  static constexpr int key_bits = Policies::template key_bits<Class>;
-  static constexpr int value_bits = Policies::template value_bits<Class>;
+  using key_side = tile_side<typename Policies::key_quantizer_policy>;
+  using value_side = tile_side<typename Policies::value_quantizer_policy>;
+  using key_granularity = typename key_side::granularity;
+  using value_granularity = typename value_side::granularity;
+  static constexpr int key_bits = key_side::template bits<Class>;
+  static constexpr int value_bits = value_side::template bits<Class>;
   using key_codes = code_tile<key_layout, key_bits>;
   using value_codes = code_tile<value_layout, value_bits>;
 
@@ -81,8 +99,10 @@ struct tile_record {
 /// Byte offsets in one head's segment record.
 template <class Policies>
 struct segment_record {
-  using key_granularity = typename Policies::key_quantizer_policy::granularity;
-  using value_granularity = typename Policies::value_quantizer_policy::granularity;
+  using key_side = tile_side<typename Policies::key_quantizer_policy>;
+  using value_side = tile_side<typename Policies::value_quantizer_policy>;
+  using key_granularity = typename key_side::granularity;
+  using value_granularity = typename value_side::granularity;
   static constexpr token_class salient = token_class::salient;
   static constexpr token_class regular = token_class::regular;
 
@@ -100,35 +120,35 @@ struct segment_record {
     return Class == salient
                ? 0
                : pair_bytes *
-                     segment_pairs<key_granularity, Policies::template key_bits<salient>>(head_dim);
+                     segment_pairs<key_granularity, key_side::template bits<salient>>(head_dim);
   }
   template <token_class Class>
   ZIPCACHE_HOST_DEVICE static constexpr int64_t value_pairs_offset(int32_t head_dim) {
     const int64_t keys_end =
         key_pairs_offset<regular>(head_dim) +
-        pair_bytes * segment_pairs<key_granularity, Policies::template key_bits<regular>>(head_dim);
+        pair_bytes * segment_pairs<key_granularity, key_side::template bits<regular>>(head_dim);
     return Class == salient
                ? keys_end
                : keys_end +
                      pair_bytes *
-                         segment_pairs<value_granularity, Policies::template value_bits<salient>>(
+                         segment_pairs<value_granularity, value_side::template bits<salient>>(
                              head_dim);
   }
   ZIPCACHE_HOST_DEVICE static constexpr int64_t key_magnitudes_offset(int32_t head_dim) {
     return value_pairs_offset<regular>(head_dim) +
            pair_bytes *
-               segment_pairs<value_granularity, Policies::template value_bits<regular>>(head_dim);
+               segment_pairs<value_granularity, value_side::template bits<regular>>(head_dim);
   }
   ZIPCACHE_HOST_DEVICE static constexpr int64_t value_magnitudes_offset(int32_t head_dim) {
     return key_magnitudes_offset(head_dim) +
-           magnitude_bytes<key_granularity>(head_dim, Policies::template key_bits<salient>,
-                                            Policies::template key_bits<regular>);
+           magnitude_bytes<key_granularity>(head_dim, key_side::template bits<salient>,
+                                            key_side::template bits<regular>);
   }
   ZIPCACHE_HOST_DEVICE static constexpr int64_t bytes(int32_t head_dim) {
     return round_up<int64_t>(
         value_magnitudes_offset(head_dim) +
-            magnitude_bytes<value_granularity>(head_dim, Policies::template value_bits<salient>,
-                                               Policies::template value_bits<regular>),
+            magnitude_bytes<value_granularity>(head_dim, value_side::template bits<salient>,
+                                               value_side::template bits<regular>),
         16);
   }
 };

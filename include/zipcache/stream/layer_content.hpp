@@ -56,8 +56,8 @@ struct segment_content {
   std::vector<page_entry> entries() const {
     const page_plan plan = shape.plan(page_bytes);
     std::vector<page_entry> table;
-    for (int64_t page = 0; page < plan.num_pages; ++page)
-      table.push_back(plan.entry(page, 0, shape.num_salient, shape.num_tokens - shape.num_salient));
+    const int64_t num_pages = shape.pages_per_head(page_bytes);
+    for (int64_t page = 0; page < num_pages; ++page) table.push_back(shape.entry(plan, page, 0));
     return table;
   }
 };

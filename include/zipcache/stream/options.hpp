@@ -65,8 +65,8 @@ stream_options resolve(const cache_options& options) {
   return resolved;
 }
 
-/// Bytes that one flush of one KV head needs, and at least one tile of each class: the natural
-/// page.
+/// Bytes that one flush of one KV head needs, blocks behind its tiles, and at least one tile of
+/// each class: the natural page.
 template <class Policies>
 int64_t natural_page_bytes(const stream_options& options, int32_t head_dim) {
   using shape = segment_shape<Policies>;
@@ -79,8 +79,13 @@ int64_t natural_page_bytes(const stream_options& options, int32_t head_dim) {
   constexpr int64_t most_tiles = 16;
   const int64_t largest_tile =
       most(shape::salient_tile_bytes(head_dim), shape::regular_tile_bytes(head_dim));
-  return round_up<int64_t>(
-      most(least(flush, most_tiles * largest_tile), most<int64_t>(largest_tile, 4 * head_dim)), 64);
+  constexpr int64_t most_block_bytes = int64_t{64} << 10;
+  const int64_t tiles = least(flush, most_tiles * largest_tile);
+  const int64_t blocks =
+      block_record<Policies>::bytes({interval, head_dim, segment_origin::streamed});
+  return round_up<int64_t>(most(round_up<int64_t>(tiles, 16) + least(blocks, most_block_bytes),
+                                most<int64_t>(largest_tile, 4 * head_dim)),
+                           64);
 }
 
 }  // namespace detail

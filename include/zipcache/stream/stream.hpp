@@ -256,11 +256,13 @@ class stream final : public layer_state<Element> {
         widen_row(sinks_, head, token, sink_positions_[static_cast<size_t>(token)], k, v);
       for (const auto& sealed : segments_) {
         int64_t position = sealed->first_position;
-        for (int64_t token = 0; token < sealed->shape.num_tokens; ++token, ++position) {
+        const auto copy_row = [&](int64_t, const float* key, const float* value) {
           position = next_quantized(position);
-          dequantize_token<Policies, storage>(*sealed, head, token, k.row(head, position),
-                                              v.row(head, position));
-        }
+          std::copy_n(key, shape_.head_dim, k.row(head, position));
+          std::copy_n(value, shape_.head_dim, v.row(head, position));
+          ++position;
+        };
+        dequantize_head<Policies, storage>(*sealed, head, copy_row);
       }
       for (int64_t token = 0; token < window_.size(); ++token)
         widen_row(window_, head, token, sealed_ + token, k, v);
@@ -468,7 +470,7 @@ class stream final : public layer_state<Element> {
   /// Changes nothing.
   sealed_tokens seal(cpu_backend backend, tensor_view<const storage> k,
                      tensor_view<const storage> v, int64_t count,
-                     const kept_probes<Element>& probes) const {
+                     const kept_probes<Element>& probes, segment_origin origin) const {
     sealed_tokens result;
     const std::vector<int64_t> pinned = find_sinks<typename Policies::sink_policy_type>(
         k, count, {sealed_, sinks_.size(), interval()});
@@ -502,7 +504,7 @@ class stream final : public layer_state<Element> {
     for (const int64_t token : pinned) first += token == first ? 1 : 0;
     const auto seal_rows = [&](tensor_view<const storage> keys, tensor_view<const storage> values) {
       result.made = store<Policies, storage, storage>(backend, *pool_, keys, values, salient,
-                                                      size.num_salient, sealed_ + first);
+                                                      size.num_salient, sealed_ + first, origin);
     };
     if (first == count - rest) {  // the others lie together
       seal_rows(k.tokens(first, rest), v.tokens(first, rest));
@@ -565,7 +567,7 @@ class stream final : public layer_state<Element> {
         Policies::schedule_policy::sealed_by_prefill(k.num_tokens, options_.schedule);
     segments_.reserve(segments_.size() + 1);
     sealed_tokens tokens;
-    if (sealed > 0) tokens = seal(backend, k, v, sealed, probes);
+    if (sealed > 0) tokens = seal(backend, k, v, sealed, probes, segment_origin::prompt);
     row_store<storage> rest(*pool_, shape_.num_kv_heads, shape_.head_dim);
     rest.reserve(k.num_tokens - sealed);
     rest.push(k.tokens(sealed, k.num_tokens - sealed), v.tokens(sealed, k.num_tokens - sealed));
@@ -587,7 +589,7 @@ class stream final : public layer_state<Element> {
     segments_.reserve(segments_.size() + 1);
     gathered tokens(shape_, interval());
     tokens.fill(window_, interval());
-    return seal(backend, tokens.k(), tokens.v(), interval(), probes_);
+    return seal(backend, tokens.k(), tokens.v(), interval(), probes_, segment_origin::streamed);
   }
 
   void attend_rows_of(cpu_backend backend, const row_store<storage>& rows_16, int32_t kv_head,
@@ -635,6 +637,11 @@ class stream final : public layer_state<Element> {
     };
     add_class.template operator()<token_class::salient>();
     add_class.template operator()<token_class::regular>();
+    for (const block_size& block : {block_record<Policies>::key_size(sealed.shape.block()),
+                                    block_record<Policies>::value_size(sealed.shape.block())}) {
+      bytes.code_bytes += block.code_bytes * shape_.num_kv_heads;
+      bytes.parameter_bytes += block.parameter_bytes * shape_.num_kv_heads;
+    }
     bytes.padding_bytes =
         sealed.pages.size() * pool_->page_bytes() - bytes.code_bytes - bytes.parameter_bytes;
     bytes.parameter_bytes += static_cast<int64_t>(sealed.records.size());

@@ -19,6 +19,11 @@ template class zipcache::kv_cache<zipcache::half, presets::zipvl>;
 template class zipcache::kv_cache<float, presets::zipvl_evicting>;
 template class zipcache::kv_cache<zipcache::bfloat16, presets::quarot_4bit>;
 template class zipcache::kv_cache<zipcache::half, presets::keys_4_values_2>;
+template class zipcache::kv_cache<zipcache::half, presets::kitty>;
+template class zipcache::kv_cache<float, presets::kitty_pro>;
+template class zipcache::kv_cache<zipcache::bfloat16, presets::oaken>;
+template class zipcache::kv_cache<zipcache::half, presets::gear_l>;
+template class zipcache::kv_cache<float, presets::gear>;
 template class zipcache::kv_cache<float, presets::rotated_keys_3_values_2>;
 template class zipcache::kv_cache<zipcache::half,
                                   zipcache::policy_table<presets::paper, presets::uncompressed>>;

@@ -27,8 +27,8 @@ template <class Policies>
 class compressed_batch {
  public:
   compressed_batch(const std::vector<int64_t>& lengths, int32_t group, int32_t head_dim,
-                   double salient_ratio, int64_t room, uint64_t seed)
-      : shape_{1, num_kv_heads * group, num_kv_heads, head_dim},
+                   double salient_ratio, int64_t room, uint64_t seed, int32_t num_layers = 1)
+      : shape_{num_layers, num_kv_heads * group, num_kv_heads, head_dim},
         longest_(*std::max_element(lengths.begin(), lengths.end())),
         cache_(shape_, {static_cast<int32_t>(lengths.size()), longest_ + room},
                {.salient_ratio = salient_ratio, .max_probes = 32, .seed = seed}),
@@ -47,9 +47,11 @@ class compressed_batch {
       // One query row serves as all of them: only probes are read.
       const tensor_view<const f16> queries{
           q_.data(), shape_.num_qo_heads, length, head_dim, head_dim, 0};
-      cache_.prefill(sequences_.back(), 0, queries,
-                     nhd<const f16>(keys.data(), length, num_kv_heads, head_dim),
-                     nhd<const f16>(values.data(), length, num_kv_heads, head_dim));
+      for (int32_t layer = 0; layer < num_layers; ++layer) {
+        cache_.prefill(sequences_.back(), layer, queries,
+                       nhd<const f16>(keys.data(), length, num_kv_heads, head_dim),
+                       nhd<const f16>(values.data(), length, num_kv_heads, head_dim));
+      }
       cache_.reserve(sequences_.back(), length + room);
     }
     batch_ = std::make_unique<sequence_list>(cache_.make_batch(sequences_));
@@ -61,18 +63,18 @@ class compressed_batch {
     cache_.check();
   }
 
-  void attend(cudaStream_t stream) const {
+  void attend(cudaStream_t stream, int32_t layer = 0) const {
     attend_batch<f16> given;
     given.num_items = batch_->size();
     given.sequences = batch_->device_indices();
     given.q = q_.data();
     given.out = out_.data();
-    zipcache::attend(cuda_backend{stream}, cache_.layer(0), given, attend_memory_.data(),
+    zipcache::attend(cuda_backend{stream}, cache_.layer(layer), given, attend_memory_.data(),
                      attend_memory_.size());
   }
-  void append(cudaStream_t stream) const {
+  void append(cudaStream_t stream, int32_t layer = 0) const {
     const append_batch<f16> given{batch_->size(), batch_->device_indices(), k_.data(), k_.data()};
-    zipcache::append(cuda_backend{stream}, cache_.layer(0), given, append_memory_.data(),
+    zipcache::append(cuda_backend{stream}, cache_.layer(layer), given, append_memory_.data(),
                      append_memory_.size());
   }
 
@@ -183,6 +185,30 @@ void decode_step(benchmark::State& state, bool with_append) {
   }
 }
 
+/// A decode step of a whole model in one graph: append and attention of 32 layers, one after the
+/// other. The mean over two intervals, so that flushes are paid in it.
+void decode_model(benchmark::State& state) {
+  if (!has_device(state)) return;
+  constexpr int32_t num_layers = 32;
+  constexpr int64_t steps = 320;
+  const std::vector<int64_t> lengths(static_cast<size_t>(state.range(0)), state.range(1));
+  compressed_batch<presets::paper> batch(lengths, 4, 128, 0.6, steps + 160, 1, num_layers);
+  timed_graph step(1, [&](cudaStream_t stream, int) {
+    for (int32_t layer = 0; layer < num_layers; ++layer) {
+      batch.append(stream, layer);
+      batch.attend(stream, layer);
+    }
+  });
+  int64_t done = 0;
+  for (auto _ : state) {
+    if (++done > steps) {
+      state.SkipWithError("more iterations than the cache has room for");
+      break;
+    }
+    state.SetIterationTime(step.seconds());
+  }
+}
+
 #define SHAPES ->UseManualTime()->Unit(benchmark::kMicrosecond)->ArgNames({"batch", "kv_len"})
 #define ALL_SHAPES \
   SHAPES->Args({8, 4096})->Args({8, 32768})->Args({8, 131072})->Args({64, 4096})->Args({1, 131072})
@@ -218,5 +244,10 @@ BENCHMARK_CAPTURE(decode_step, attend_alone, false)
     ->Name("step/cuda/attend_alone") SHAPES->Args({8, 4096})
     ->Args({8, 32768})
     ->Iterations(30);
+
+BENCHMARK(decode_model)
+    ->Name("step/cuda/32_layers_in_one_graph") SHAPES->Args({8, 4096})
+    ->Args({1, 32768})
+    ->Iterations(320);
 
 }  // namespace

@@ -135,24 +135,12 @@ struct attend_line {
   }
 };
 
-/// The counts of an item's sequence, `intervals` aside. (The compiler would copy byte by byte.)
+/// The counts of an item's sequence.
 template <class Policies, class Storage>
-__device__ __forceinline__ sequence_counts load_counts(const device_layer<Policies, Storage>& layer,
-                                                       const attend_batch<Storage>& batch,
-                                                       int32_t item) {
-  const auto* words = reinterpret_cast<const int4*>(layer.counts + batch.sequences[item]);
-  const int4 first = words[0];
-  const int4 second = words[1];
-  sequence_counts count;
-  count.pages = first.x;
-  count.prompt_pages = first.y;
-  count.prompt_tokens = first.z;
-  count.sinks = first.w;
-  count.window_first = second.x;
-  count.window = second.y;
-  count.sealed = second.z;
-  count.segments = second.w;
-  return count;
+__device__ __forceinline__ const sequence_counts& counts_of(
+    const device_layer<Policies, Storage>& layer, const attend_batch<Storage>& batch,
+    int32_t item) {
+  return layer.counts[batch.sequences[item]];
 }
 
 /// Units of an item, by one lane.
@@ -160,7 +148,7 @@ template <class Policies, class Storage>
 __device__ uint32_t units_of_item(const device_layer<Policies, Storage>& layer,
                                   const attend_batch<Storage>& batch, int32_t item) {
   if (item >= batch.num_items) return 0;
-  return static_cast<uint32_t>(units_of(layer, load_counts(layer, batch, item)));
+  return static_cast<uint32_t>(units_of(layer, counts_of(layer, batch, item)));
 }
 
 /// Fills prefix[i] = units of items before i, times heads; prefix [num_items + 1] in shared memory.
@@ -277,13 +265,13 @@ struct attend_tasks {
     const uint32_t slot = team / teams_for_each;
     const bool works = slot < slots;
     const uint32_t item = works ? slot / heads : 0;
-    const sequence_counts own = load_counts(layer, batch, static_cast<int32_t>(item));
+    const sequence_counts own = counts_of(layer, batch, static_cast<int32_t>(item));
     bool equal = true;
     const int32_t units = units_of(layer, own);
 #pragma unroll 2
     for (int32_t first = 0; first < batch.num_items; first += 32) {
       const int32_t other = least(first + lane, batch.num_items - 1);
-      equal = equal && units_of(layer, load_counts(layer, batch, other)) == units;
+      equal = equal && units_of(layer, counts_of(layer, batch, other)) == units;
     }
     if (!__all_sync(whole_warp, equal) || static_cast<uint32_t>(units) < teams_for_each)
       return false;
@@ -326,7 +314,7 @@ struct attend_tasks {
     some = unit < end;
     if (!some) return;
     piece = find_piece(line, prefix, batch.num_items, layer.num_kv_heads, unit, end);
-    count = load_counts(layer, batch, piece.item);
+    count = counts_of(layer, batch, piece.item);
   }
 };
 

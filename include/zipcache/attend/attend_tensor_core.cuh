@@ -78,7 +78,7 @@ struct attend_shared {
 
   alignas(128) warp_memory warps[attend_warps];
   pass_queries<Storage, HeadDim> queries;
-  alignas(16) std::byte record[most<int64_t>(segment_record<Policies>::bytes(HeadDim), 16)];
+  alignas(16) Storage value_magnitudes[HeadDim];  // of the prompt's segment
   union {
     folded_query<HeadDim> folded[num_token_classes];        // for the prompt's segment, used first
     alignas(16) uint32_t row_query[HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
@@ -92,6 +92,9 @@ struct attend_shared {
 
   __device__ attend_shared() {}
   __device__ const float* out_of(int32_t warp) const { return &warps[warp].kept.out[0][0]; }
+  /// The prompt's record lies in a slot that is not used until queries are folded with it.
+  static_assert(segment_record<Policies>::bytes(HeadDim) <= slot_bytes || slot_bytes == 16);
+  __device__ std::byte* prompt_record() { return warps[0].ring[tuning::stages - 1]; }
 };
 
 /// Where a warp's ring goes on. The ring of the warp's own tiles has slots after the other's and
@@ -129,6 +132,8 @@ class piece_worker {
   static constexpr int32_t blocks = HeadDim / 16;
   static constexpr int salient_bits = Policies::template value_bits<token_class::salient>;
   static constexpr int regular_bits = Policies::template value_bits<token_class::regular>;
+  static constexpr bool has_value_magnitudes =
+      Policies::value_quantizer_policy::granularity::has_channel_magnitudes;
   static constexpr bool has_row_class = salient_bits == 16 || regular_bits == 16;
   static_assert(!(has_pairs(salient_bits) && regular_bits == 16) &&
                     !(salient_bits == 16 && has_pairs(regular_bits)),
@@ -201,10 +206,18 @@ class piece_worker {
   /// Likewise the prompt's record, ahead of all tiles, which would make it wait.
   __device__ void fetch_prompt_record() {
     const std::byte* record = layer_.record_of(sequence_, 0, piece_.head);
-    for (int32_t i = static_cast<int32_t>(threadIdx.x) * 16;
-         i < segment_record<Policies>::bytes(HeadDim); i += attend_threads * 16) {
-      copy_16_bytes(shared_.record + i, record + i, true);
+    copy_bytes(shared_.prompt_record(), record,
+               static_cast<int32_t>(segment_record<Policies>::bytes(HeadDim)));
+    if constexpr (has_value_magnitudes) {
+      copy_bytes(shared_.value_magnitudes,
+                 record + segment_record<Policies>::value_magnitudes_offset(HeadDim),
+                 HeadDim * static_cast<int32_t>(sizeof(Storage)));
     }
+  }
+  __device__ static void copy_bytes(void* target, const std::byte* source, int32_t bytes) {
+#pragma unroll 1
+    for (int32_t i = static_cast<int32_t>(threadIdx.x) * 16; i < bytes; i += attend_threads * 16)
+      copy_16_bytes(static_cast<std::byte*>(target) + i, source + i, true);
   }
   /// Waits for both. Whole block.
   __device__ void wait_for_queries() {
@@ -266,6 +279,7 @@ class piece_worker {
       wait_for_queries();
       fold_prompt_queries();
       __syncthreads();
+      ring_slot::order_after_stores();
       sweep(tiles, ring_);
     } else {
       wait_for_queries();
@@ -373,15 +387,18 @@ class piece_worker {
   __device__ __forceinline__ void leave_segment() {
     if (at_.word == tile_mark::none) return;
     if (at_.which() == token_class::salient) change_places<salient_bits, regular_bits>();
-    end_segment(Own ? layer_.record_of(sequence_, at_.segment(), piece_.head) : shared_.record);
+    end_segment(Own ? reinterpret_cast<const Storage*>(
+                          layer_.record_of(sequence_, at_.segment(), piece_.head) +
+                          segment_record<Policies>::value_magnitudes_offset(HeadDim))
+                    : shared_.value_magnitudes);
   }
   /// The prompt's parameters into the queries, a warp for each class. Whole block.
   __device__ void fold_prompt_queries() {
     const auto which = static_cast<token_class>(warp_);
     if ((which == token_class::salient && has_pairs(salient_bits)) ||
         (which == token_class::regular && has_pairs(regular_bits))) {
-      fold_query<Policies>(shared_.folded[warp_], shared_.queries, query_scale(), shared_.record,
-                           which, lane_);
+      fold_query<Policies>(shared_.folded[warp_], shared_.queries, query_scale(),
+                           shared_.prompt_record(), which, lane_);
     }
   }
 
@@ -571,25 +588,18 @@ class piece_worker {
                                       valid_pairs);
   }
 
-  /// The segment's output goes to what the warp keeps, with what was left out of the inner loop.
-  /// The ring must be drained.
-  __device__ void end_segment(const std::byte* record) {
-    using granularity = typename Policies::value_quantizer_policy::granularity;
+  /// The segment's output goes to what the warp keeps, with what was left out of the inner loop. No
+  /// tile may be under way to the slots in its place.
+  __device__ void end_segment(const Storage* magnitudes) {
     constexpr int last_bits = has_pairs(regular_bits) ? regular_bits : salient_bits;
-    const Storage* magnitudes = reinterpret_cast<const Storage*>(
-        record + segment_record<Policies>::value_magnitudes_offset(HeadDim));
     const float zero = sum_over_rows(state_.zero);
     const float inverse = 16777216.0f / state_.value_scale;
     fold([&](int32_t block, int32_t octet, float sum) {
       const float value =
           fmaf(sum, inverse * (1.0f / output_factor<last_bits>(block, octet)), zero);
-      return granularity::has_channel_magnitudes
-                 ? value * to_float(magnitudes[block * 16 + octet * 8 + lane_ / 4])
-                 : value;
+      return has_value_magnitudes ? value * to_float(magnitudes[block * 16 + octet * 8 + lane_ / 4])
+                                  : value;
     });
-  }
-  __device__ void fold_rows() {
-    fold([](int32_t, int32_t, float sum) { return sum; });
   }
 
   __device__ static float sum_over_rows(float x) {

@@ -35,12 +35,10 @@ struct folded_query {
   }
 };
 
-/// The queries of a pass in shared memory. Rows are padded, so that lanes that read the same
-/// channel of different heads use different banks.
+/// The queries of a pass in shared memory.
 template <class Storage, int32_t HeadDim>
 struct pass_queries {
-  static constexpr int32_t row_size = HeadDim + 32;
-  alignas(16) Storage rows[pass_heads][row_size];
+  alignas(16) Storage rows[pass_heads][HeadDim];
 
   /// Four channels in base-2 units.
   __device__ __forceinline__ void load(int32_t head, int32_t channel, float scale,

@@ -8,8 +8,8 @@
 #include <zipcache/attend/tensor_core_tile.cuh>
 #include <zipcache/store/device_layer.cuh>
 
-/// Whether tiles come by bulk copies (TMA). 0 gives newer GPUs the way of sm_80; the same in a whole
-/// program.
+/// Whether tiles come by bulk copies (TMA). 0 gives newer GPUs the way of sm_80; the same in a
+/// whole program.
 #ifndef ZIPCACHE_BULK_COPIES
 #define ZIPCACHE_BULK_COPIES (__CUDA_ARCH__ >= 900)
 #endif

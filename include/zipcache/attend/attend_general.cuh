@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include <zipcache/attend/attend_merge.cuh>
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/attend/attend_tensor_core.cuh>
 

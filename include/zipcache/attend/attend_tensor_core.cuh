@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include <zipcache/attend/attend_merge.cuh>
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/attend/folded_query.cuh>
 #include <zipcache/attend/lane_state.cuh>

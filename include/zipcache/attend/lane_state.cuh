@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include <zipcache/attend/attend_schedule.cuh>
+#include <zipcache/attend/attend_merge.cuh>
 #include <zipcache/attend/tensor_core_tile.cuh>
 #include <zipcache/core/numerics.hpp>
 

@@ -191,15 +191,10 @@ struct device_layer {
                row_tile_elements();
   }
 
-  /// Segment that page `index` of a head belongs to, and the first page of that segment.
+  /// Segment that page `index` of a head belongs to.
   ZIPCACHE_HOST_DEVICE int32_t segment_of_page(const sequence_counts& count, int32_t index) const {
     if (index < count.prompt_pages) return 0;
     return (count.prompt_tokens > 0 ? 1 : 0) + (index - count.prompt_pages) / interval_pages;
-  }
-  ZIPCACHE_HOST_DEVICE int32_t segment_end_page(const sequence_counts& count, int32_t index) const {
-    if (index < count.prompt_pages) return count.prompt_pages;
-    return count.prompt_pages +
-           ((index - count.prompt_pages) / interval_pages + 1) * interval_pages;
   }
 };
 

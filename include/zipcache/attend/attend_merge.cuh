@@ -1,0 +1,272 @@
+// How the parts of decode attention on a GPU come together again. In: softmax states of a block's
+// warps in shared memory. A block that has a whole (sequence, head) writes its output; one that
+// ends inside leaves a partial state in the workspace, and the last to arrive there merges all of
+// them in order, so results are reproducible. Out: output, log-sum-exp, and the query if it is a
+// probe.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include <zipcache/attend/attend_schedule.cuh>
+#include <zipcache/core/numerics.hpp>
+#include <zipcache/detail/warp.cuh>
+#include <zipcache/store/device_layer.cuh>
+
+namespace zipcache {
+namespace detail {
+
+/// 2^x by the special function unit: relative error 2^-22, x of any size, 0 for -inf.
+__device__ __forceinline__ float exp2_unit(float x) {
+  float result;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// Partial states between teams: [teams, 2, passes, heads, head_dim + 2] floats, and one counter
+/// for each (item, head, pass).
+struct attend_workspace {
+  float* partials;
+  uint32_t* arrivals;
+};
+
+/// Where the query of an item is kept if it is a probe of the interval that its sequence is
+/// filling; -1 otherwise.
+template <class Policies, class Storage>
+__device__ inline int32_t kept_slot(const device_layer<Policies, Storage>& layer,
+                                    const attend_batch<Storage>& batch, int32_t item) {
+  if constexpr (!Policies::needs_probes) return -1;
+  if (layer.probes.planned == nullptr) return -1;
+  const int32_t sequence = batch.sequences[item];
+  const sequence_counts count = layer.counts[sequence];
+  const int32_t hidden = batch.hidden != nullptr ? batch.hidden[item] : 0;
+  const int32_t row = count.window - 1 - hidden - layer.recent;
+  if (row < 0 || row >= layer.interval || count.intervals >= layer.probes.max_intervals) return -1;
+  const uint32_t* planned = layer.probes.planned_of(sequence, count.intervals);
+  if ((planned[row / 32] >> (row % 32) & 1u) == 0) return -1;
+  int32_t slot = __popc(planned[row / 32] & ((1u << (row % 32)) - 1u));
+  for (int32_t word = 0; word < row / 32; ++word) slot += __popc(planned[word]);
+  return slot;
+}
+
+/// One head's state in a warp, output not yet divided by the sum. A lane has `rounds` channels in a
+/// row, so that it reads and writes them together.
+template <int32_t HeadDim>
+struct head_state {
+  static constexpr int32_t rounds = ceil_div(HeadDim, 32);
+  float maximum = -INFINITY;
+  float sum = 0.0f;
+  float values[rounds] = {};
+
+  /// Calls visit(round, channel) for the lane's channels.
+  template <class Visit>
+  __device__ __forceinline__ static void for_each_channel(Visit&& visit) {
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+#pragma unroll
+    for (int32_t round = 0; round < rounds; ++round) {
+      const int32_t channel = lane * rounds + round;
+      if (HeadDim % 32 == 0 || channel < HeadDim) visit(round, channel);
+    }
+  }
+  /// The lane's channels of a row [HeadDim] that other blocks may have written, aligned to 16
+  /// bytes.
+  __device__ __forceinline__ static void load_written_row(const float* row, float (&x)[rounds]) {
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    if constexpr (HeadDim % 128 == 0) {
+#pragma unroll
+      for (int32_t i = 0; i < rounds / 4; ++i) {
+        const float4 four = __ldcg(reinterpret_cast<const float4*>(row + lane * rounds) + i);
+        x[4 * i] = four.x;
+        x[4 * i + 1] = four.y;
+        x[4 * i + 2] = four.z;
+        x[4 * i + 3] = four.w;
+      }
+    } else {
+      for_each_channel([&](int32_t round, int32_t channel) { x[round] = __ldcg(row + channel); });
+    }
+  }
+};
+
+/// What becomes of a finished (item, head): output, log-sum-exp, and the query if it is a probe.
+/// One warp.
+template <int32_t HeadDim, class Policies, class Storage>
+__device__ void write_output(const device_layer<Policies, Storage>& layer,
+                             const attend_batch<Storage>& batch, int32_t item, int32_t qo_head,
+                             const head_state<HeadDim>& state, int32_t kept) {
+  const int64_t row = static_cast<int64_t>(item) * layer.num_qo_heads + qo_head;
+  const bool some = state.sum > 0.0f;
+  const float inverse = some ? 1.0f / state.sum : 0.0f;
+  const float lse = some ? (state.maximum + log2f(state.sum)) * ln_2 : -INFINITY;
+  Storage* out = batch.out + row * HeadDim;
+  state.for_each_channel([&](int32_t round, int32_t channel) {
+    out[channel] = from_float<Storage>(state.values[round] * inverse);
+  });
+  const bool first_lane = threadIdx.x % 32 == 0;
+  if (first_lane && batch.lse != nullptr) batch.lse[row] = lse;
+  if (kept < 0) return;
+  const int32_t sequence = batch.sequences[item];
+  const int64_t kept_row =
+      (static_cast<int64_t>(sequence) * layer.probes.max_kept + kept) * layer.num_qo_heads +
+      qo_head;
+  state.for_each_channel([&](int32_t, int32_t channel) {
+    layer.probes.q[kept_row * HeadDim + channel] = batch.q[row * HeadDim + channel];
+  });
+  if (!first_lane) return;
+  layer.probes.lse[kept_row] = lse;
+  if (qo_head != 0) return;
+  const int32_t hidden = batch.hidden != nullptr ? batch.hidden[item] : 0;
+  const int32_t interval_row = layer.counts[sequence].window - 1 - hidden - layer.recent;
+  atomicOr(layer.probes.recorded_of(sequence) + interval_row / 32, 1u << (interval_row % 32));
+}
+
+/// A block's share of one (item, head, pass) in shared memory, by warp: states [warps, heads], out
+/// [warps, heads, head_dim].
+template <int32_t Heads>
+struct block_states {
+  float maximum[attend_warps][Heads];
+  float sum[attend_warps][Heads];
+};
+
+/// Merges the warps' states of one head. One warp.
+template <int32_t HeadDim, int32_t Heads, class OutOf>
+__device__ head_state<HeadDim> merge_warps(const block_states<Heads>& states, const OutOf& out_of,
+                                           int32_t head) {
+  head_state<HeadDim> merged;
+  for (int32_t warp = 0; warp < attend_warps; ++warp) {
+    if (states.sum[warp][head] > 0.0f)
+      merged.maximum = fmaxf(merged.maximum, states.maximum[warp][head]);
+  }
+  for (int32_t warp = 0; warp < attend_warps; ++warp) {
+    const float sum = states.sum[warp][head];
+    if (!(sum > 0.0f)) continue;
+    const float factor = exp2_unit(states.maximum[warp][head] - merged.maximum);
+    const float* out = out_of(warp) + head * HeadDim;
+    merged.sum += factor * sum;
+    merged.for_each_channel([&](int32_t round, int32_t channel) {
+      merged.values[round] = fmaf(factor, out[channel], merged.values[round]);
+    });
+  }
+  return merged;
+}
+
+/// Counts an arrival: what the block wrote before is seen by whoever counts after it.
+__device__ inline uint32_t arrive(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
+
+/// Partial states, for the pass of a block: [teams, 2, passes] of values [heads, HeadDim], then
+/// (maximum, sum) [heads]. A team leaves at most two: the second place is for a piece that
+/// continues an earlier team's.
+template <int32_t Heads, int32_t HeadDim>
+struct partial_states {
+  static constexpr int32_t size = Heads * (HeadDim + 2);
+  float* first;
+  int32_t stride;  ///< from one place to the next
+
+  __device__ partial_states(float* partials, int32_t pass, int32_t passes)
+      : first(partials + pass * size), stride(passes * size) {}
+  __device__ float* of(uint32_t team, bool continues) const {
+    return first + (static_cast<int64_t>(team) * 2 + (continues ? 1 : 0)) * stride;
+  }
+  __device__ static float* values(float* part, int32_t head) { return part + head * HeadDim; }
+  __device__ static float* softmax(float* part, int32_t head) {
+    return part + Heads * HeadDim + 2 * head;
+  }
+};
+
+/// Merges one head's partial states of teams [first, last], in their order. One warp; 16 states are
+/// on their way together, since every wait is for the L2 and there may be many.
+template <int32_t Heads, int32_t HeadDim>
+__device__ head_state<HeadDim> merge_teams(const partial_states<Heads, HeadDim>& parts,
+                                           uint32_t first, uint32_t last, int32_t head) {
+  using state = head_state<HeadDim>;
+  constexpr uint32_t together = state::rounds <= 4 ? 16 : 8;
+  const auto lane = static_cast<uint32_t>(threadIdx.x % 32);
+  state merged;
+#pragma unroll 1
+  for (uint32_t base = first; base <= last; base += together) {
+    float values[together][state::rounds] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < together; ++i) {
+      const uint32_t team = least(base + i, last);
+      state::load_written_row(parts.values(parts.of(team, team > first), head), values[i]);
+    }
+    float maximum = -INFINITY;
+    float sum = 0.0f;
+    if (lane < together && base + lane <= last) {
+      const float2 one = __ldcg(reinterpret_cast<const float2*>(
+          parts.softmax(parts.of(base + lane, base + lane > first), head)));
+      sum = one.y;
+      if (sum > 0.0f) maximum = one.x;
+    }
+    float highest = fmaxf(maximum, merged.maximum);
+    for (int32_t step = 1; step < 32; step *= 2)
+      highest = fmaxf(highest, __shfl_xor_sync(whole_warp, highest, step));
+    const float kept = merged.sum > 0.0f ? exp2_unit(merged.maximum - highest) : 0.0f;
+    const float factor = sum > 0.0f ? exp2_unit(maximum - highest) : 0.0f;
+    merged.maximum = highest;
+    merged.sum = merged.sum * kept + warp_sum(factor * sum);
+#pragma unroll
+    for (int32_t round = 0; round < state::rounds; ++round) merged.values[round] *= kept;
+#pragma unroll
+    for (uint32_t i = 0; i < together; ++i) {
+      const float scale = __shfl_sync(whole_warp, factor, i);
+#pragma unroll
+      for (int32_t round = 0; round < state::rounds; ++round) {
+        // No weight: the last state again, or one of no token.
+        if (scale > 0.0f)
+          merged.values[round] = fmaf(scale, values[i][round], merged.values[round]);
+      }
+    }
+  }
+  return merged;
+}
+
+/// Hands the block's merged state on: to the output if its team has the whole (item, head), else to
+/// the workspace, and if all other teams' parts are there already, merges them in order. A warp
+/// works on a query head.
+template <int32_t HeadDim, int32_t Heads, class Policies, class Storage, class OutOf>
+__device__ void finish_piece(const device_layer<Policies, Storage>& layer,
+                             const attend_batch<Storage>& batch, const attend_workspace& workspace,
+                             const attend_piece& piece, const block_states<Heads>& states,
+                             const OutOf& out_of, int32_t passes, uint32_t* arrival) {
+  static_assert(Heads <= attend_warps, "zipcache: a warp merges one head");
+  const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
+  const auto team = blockIdx.x / static_cast<uint32_t>(passes);
+  const int32_t group = layer.group();
+  const int32_t head = static_cast<int32_t>(threadIdx.x) / 32;
+  const bool has_head = head < least(Heads, group - pass * Heads);
+  head_state<HeadDim> merged;
+  if (has_head) merged = merge_warps<HeadDim>(states, out_of, head);
+  if (!piece.is_whole()) {
+    const partial_states<Heads, HeadDim> parts(workspace.partials, pass, passes);
+    if (has_head) {
+      float* part = parts.of(team, !piece.begins);
+      float* values = parts.values(part, head);
+      merged.for_each_channel(
+          [&](int32_t round, int32_t channel) { values[channel] = merged.values[round]; });
+      *reinterpret_cast<float2*>(parts.softmax(part, head)) = {merged.maximum, merged.sum};
+    }
+    uint32_t* const counter =
+        workspace.arrivals +
+        (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + pass;
+    __syncthreads();
+    if (threadIdx.x == 0) *arrival = arrive(counter);
+    __syncthreads();
+    if (*arrival != piece.last_team - piece.first_team) return;
+    if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
+    if (has_head) merged = merge_teams(parts, piece.first_team, piece.last_team, head);
+  }
+  if (has_head) {
+    write_output(layer, batch, piece.item, piece.head * group + pass * Heads + head, merged,
+                 kept_slot(layer, batch, piece.item));
+  }
+}
+
+}  // namespace detail
+}  // namespace zipcache

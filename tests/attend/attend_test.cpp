@@ -14,17 +14,7 @@ namespace axes = zipcache_test::axes;
 
 TEMPLATE_LIST_TEST_CASE("attend: every preset equals attention over the dequantized values",
                         "[attend]", axes::all_presets) {
-  for (const auto& [num_tokens, num_salient] : {std::pair<int64_t, int64_t>{160, 96},
-                                                {1, 0},
-                                                {1, 1},
-                                                {31, 31},
-                                                {32, 0},
-                                                {33, 33},
-                                                {63, 31},
-                                                {64, 32},
-                                                {65, 33},
-                                                {65, 64},
-                                                {320, 192}}) {
+  for (const auto& [num_tokens, num_salient] : zipcache_test::segment_sizes) {
     check_attention<TestType>({1, num_tokens, num_salient, 32}, 2);
   }
   with_every_cpu([] {

@@ -12,14 +12,7 @@ namespace axes = zipcache_test::axes;
 
 TEMPLATE_LIST_TEST_CASE("attend: block codecs equal attention over the dequantized values",
                         "[attend][block_codec]", axes::block_codecs) {
-  for (const auto& [num_tokens, num_salient] : {std::pair<int64_t, int64_t>{160, 96},
-                                                {1, 0},
-                                                {1, 1},
-                                                {31, 31},
-                                                {33, 0},
-                                                {64, 32},
-                                                {65, 33},
-                                                {257, 100}})
+  for (const auto& [num_tokens, num_salient] : zipcache_test::segment_sizes)
     check_attention<TestType>({1, num_tokens, num_salient, 32}, 2);
   with_every_cpu([] {
     check_attention<TestType>({1, 100, 60, 64}, 2);

@@ -119,14 +119,7 @@ void check_segment(const token_shape& shape) {
 
 TEMPLATE_LIST_TEST_CASE("store: every preset's tokens come back within their bound", "[store]",
                         axes::all_presets) {
-  for (const auto& [num_tokens, num_salient] : {std::pair<int64_t, int64_t>{160, 96},
-                                                {1, 0},
-                                                {1, 1},
-                                                {31, 31},
-                                                {33, 0},
-                                                {64, 32},
-                                                {65, 33},
-                                                {200, 100}}) {
+  for (const auto& [num_tokens, num_salient] : zipcache_test::segment_sizes) {
     check_segment<TestType>({2, num_tokens, num_salient, 32});
   }
   check_segment<TestType>({1, 100, 60, 128, content::outlier_channels, content::token_norms});

@@ -14,6 +14,16 @@
 
 namespace zipcache_test {
 
+/// Tokens and salient tokens of segments at the edges of tiles: whole tiles, one token, one too
+/// few, one too many, a class that is empty.
+struct segment_size {
+  int64_t num_tokens;
+  int64_t num_salient;
+};
+inline constexpr segment_size segment_sizes[] = {
+    {160, 96}, {1, 0},   {1, 1},   {31, 31}, {32, 0},    {33, 0},    {33, 33},
+    {63, 31},  {64, 32}, {65, 33}, {65, 64}, {200, 100}, {257, 100}, {320, 192}};
+
 struct token_shape {
   int32_t num_kv_heads = 1;
   int64_t num_tokens = 0;

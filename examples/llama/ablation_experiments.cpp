@@ -174,6 +174,17 @@ experiment sinks() {
   return result;
 }
 
+// What makes 2-bit keys usable: all with the values and sinks of keys_4_values_2.
+experiment key_transforms() {
+  return {.name = "key_transforms",
+          .title = "2-bit keys by channel behind a rotation and a scale for each token",
+          .x_title = "keys",
+          .variants = categories({{"as they are", "k2v2"},
+                                  {"scaled tokens", "k2v2_scaled"},
+                                  {"rotated", "k2v2_rotated"},
+                                  {"rotated, scaled tokens", "k2v2_rotated_scaled"}})};
+}
+
 experiment drift() {
   return {.name = "drift",
           .title = "Divergence along a long continuation",
@@ -196,8 +207,8 @@ std::string known_names() {
 
 std::span<const experiment> all_experiments() {
   static const std::vector<experiment> experiments = {
-      granularities(), probes(), published_methods(), metrics(), ratios(), bits(), intervals(),
-      sinks(),         drift()};
+      granularities(), probes(), published_methods(), metrics(), ratios(), bits(),
+      intervals(),     sinks(),  key_transforms(),    drift()};
   return experiments;
 }
 

@@ -6,12 +6,12 @@ namespace zipcache_llama {
 std::vector<policy_entry> bits_policies() {
   using namespace zipcache;
   using ours = presets::keys_4_values_2;
-  using values_3 = ours::with<values<channel_separable_tokenwise, 3, 3>>;
+  using values_3 = ours::with<values<compact_pairs<channel_separable_tokenwise>, 3, 3>>;
   std::vector<policy_entry> entries;
   entries.push_back(ablation<values_3::with<keys<channelwise, 3, 3>>>(
       "k3v3", "keys_4_values_2 with 3-bit keys and values"));
   entries.push_back(ablation<values_3>("k4v3", "keys_4_values_2 with 3-bit values"));
-  entries.push_back(ablation<ours::with<values<channel_separable_tokenwise, 4, 4>>>(
+  entries.push_back(ablation<ours::with<values<compact_pairs<channel_separable_tokenwise>, 4, 4>>>(
       "k4v4", "keys_4_values_2 with 4-bit values"));
   entries.push_back(
       ablation<

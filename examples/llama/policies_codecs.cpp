@@ -24,6 +24,13 @@ std::vector<policy_entry> codec_policies() {
   using groups =
       presets::gear_l::with<zipcache::coded_keys<keys>>::with<zipcache::coded_values<values>>;
   entries.push_back(ablation<groups>("gear_groups", "gear_l without the residual"));
+  // 2-bit keys of which each token has a scale, beside k2v2 and k2v2_rotated.
+  using ours = presets::keys_4_values_2;
+  using scaled = zipcache::token_scaled<zipcache::uniform_groups<parameter_axis::channel, 2, 1024>>;
+  entries.push_back(ablation<ours::with<zipcache::coded_keys<scaled>>>(
+      "k2v2_scaled", "keys_4_values_2 with 2-bit keys behind a scale for each token"));
+  entries.push_back(ablation<ours::with<zipcache::coded_keys<zipcache::rotated<scaled>>>>(
+      "k2v2_rotated_scaled", "the same with rotated keys"));
   return entries;
 }
 

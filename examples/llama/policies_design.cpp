@@ -16,6 +16,8 @@ std::vector<policy_entry> design_policies() {
       "k4v2_rotated", "with keys and values rotated, values tokenwise"));
   entries.push_back(ablation<ours::with<keys<channelwise, 3, 3>>>("k3v2", "3-bit keys"));
   entries.push_back(ablation<ours::with<keys<channelwise, 2, 2>>>("k2v2", "2-bit keys"));
+  entries.push_back(ablation<ours::with<keys<rotated<channelwise>, 2, 2>>>("k2v2_rotated",
+                                                                           "2-bit keys, rotated"));
   // The paper's classes on one side only.
   using scored = presets::paper::with<sink_tokens<4>>;
   entries.push_back(ablation<scored::with<keys<channelwise, 4, 4>>>(

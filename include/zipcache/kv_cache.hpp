@@ -94,9 +94,9 @@ class kv_cache<Element, Policies, cpu_backend> {
     if (options.page_bytes != 0) {
       const int64_t least_bytes = most<int64_t>(largest_tile, int64_t{4} * shape.head_dim);
       if (options.page_bytes < least_bytes || options.page_bytes > (int64_t{256} << 10) ||
-          options.page_bytes % 64 != 0) {
+          options.page_bytes % 16 != 0) {
         detail::refuse("page_bytes", options.page_bytes,
-                       ("a multiple of 64 from " + std::to_string(least_bytes) +
+                       ("a multiple of 16 from " + std::to_string(least_bytes) +
                         ", which one tile needs, to 256 KiB")
                            .c_str());
       }

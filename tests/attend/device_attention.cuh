@@ -19,6 +19,7 @@
 #include "support/catch.hpp"
 #include "support/device_cache.cuh"
 #include "support/generators.hpp"
+#include "support/poison.hpp"
 
 namespace zipcache_test {
 
@@ -162,9 +163,7 @@ class poisoner {
         if constexpr (Bits < 16 && Granularity::axis == zipcache::parameter_axis::token) {
           for (int32_t group = 0; group < zipcache::groups_per_token<Granularity>(layer_.head_dim);
                ++group)
-            *zipcache::detail::token_pair(
-                reinterpret_cast<zipcache::affine_params<Element>*>(pairs), token, group) = {
-                Element{bits_}, Element{bits_}};
+            poison_token_pair<Granularity, Element>(pairs, token, group, bits_);
         }
       }
     }

@@ -17,7 +17,9 @@ TEMPLATE_TEST_CASE(
     "store: both backends write the same bytes at any number of bits", "[equality][store]",
     (quantized<keys<channelwise, 3, 1>, values<channel_separable_tokenwise, 1, 3>>),
     (quantized<keys<channelwise, 8, 16>, values<channel_separable_tokenwise, 16, 8>>),
-    (everywhere<tokenwise, 8, 1>), (quantized<keys<channelwise, 0, 4>, values<tokenwise, 0, 2>>)) {
+    (everywhere<tokenwise, 8, 1>), (quantized<keys<channelwise, 0, 4>, values<tokenwise, 0, 2>>),
+    (quantized<keys<compact_pairs<tokenwise>, 3, 1>,
+               values<compact_pairs<channel_separable_tokenwise>, 1, 3>>)) {
   for (const int32_t head_dim : {16, 80, 128})
     check_store<TestType, zipcache::half>(prompt_shape<TestType>(333, head_dim));
   check_store<TestType, bfloat16>(prompt_shape<TestType>(100, 64, content::denormals));
@@ -26,7 +28,7 @@ TEMPLATE_TEST_CASE(
 TEMPLATE_TEST_CASE("store: both backends write the same bytes under any group layout",
                    "[equality][store]", (everywhere<channel_separable_tokenwise, 4, 2>),
                    (everywhere<channelwise_blocks, 3, 1>), (everywhere<groupwise<16>, 4, 2>),
-                   (everywhere<channelwise, 2, 3>)) {
+                   (everywhere<channelwise, 2, 3>), (everywhere<compact_pairs<tokenwise>, 4, 2>)) {
   for (const int32_t head_dim : {16, 80, 256})
     check_store<TestType, zipcache::half>(prompt_shape<TestType>(333, head_dim));
   check_store<TestType, bfloat16>(prompt_shape<TestType>(65, 64, content::constant_channels));

@@ -486,9 +486,9 @@ TEST_CASE("kv_cache: options out of range are refused", "[kv_cache][errors]") {
   check({"salient_count is -1", "between 0"}, {.salient_count = -1});
   check({"max_probes is -1", "between 0"}, {.max_probes = -1});
   check({"max_pages is -1", "between 0"}, {.max_pages = -1});
-  check({"page_bytes is 16", "a multiple of 64"}, {.page_bytes = 16});
-  check({"page_bytes is -4096", "a multiple of 64"}, {.page_bytes = -4096});
-  check({"page_bytes is 4100", "a multiple of 64"}, {.page_bytes = 4100});
+  check({"page_bytes is 16", "a multiple of 16"}, {.page_bytes = 16});
+  check({"page_bytes is -4096", "a multiple of 16"}, {.page_bytes = -4096});
+  check({"page_bytes is 4100", "a multiple of 16"}, {.page_bytes = 4100});
   check({"page_bytes is 1099511627776", "256 KiB"}, {.page_bytes = int64_t{1} << 40});
   check({"layer_policy.size() is 2", "1"}, {.layer_policy = {0, 0}});
   check({"layer_policy is 1", "between 0 and 0"}, {.layer_policy = {1}});
@@ -502,7 +502,7 @@ TEST_CASE("kv_cache: options out of range are refused", "[kv_cache][errors]") {
   }();
   zipcache::kv_cache<half, presets::paper> subject(small_shape, {.page_bytes = least});
   CHECK(subject.page_bytes() == least);
-  check({"page_bytes is", std::to_string(least).c_str()}, {.page_bytes = least - 64});
+  check({"page_bytes is", std::to_string(least).c_str()}, {.page_bytes = least - 16});
 }
 
 TEST_CASE("kv_cache: a layer's policies are those that the table names", "[kv_cache][errors]") {

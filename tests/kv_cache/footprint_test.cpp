@@ -122,7 +122,7 @@ TEST_CASE("kv_cache: a segment that forks share counts once, its tokens for each
 constexpr zipcache::cache_shape llama_layer{
     .num_layers = 1, .num_qo_heads = 32, .num_kv_heads = 8, .head_dim = 128};
 
-TEST_CASE("kv_cache: 4096 tokens of a LLaMA3-8B layer take less than 1 / 4.7 of their 16-bit bytes",
+TEST_CASE("kv_cache: 4096 tokens of a LLaMA3-8B layer take less than 1 / 4.9 of their 16-bit bytes",
           "[kv_cache][footprint]") {
   using cache = zipcache::kv_cache<half, presets::paper>;
   // 40 MB of random numbers are not needed: bytes do not depend on values.
@@ -134,7 +134,7 @@ TEST_CASE("kv_cache: 4096 tokens of a LLaMA3-8B layer take less than 1 / 4.7 of 
     subject.prefill(sequence, 0, data.q.view(), data.k.view(), data.v.view(), {.prompt_len = 4096});
   const double after_prompt = subject.footprint().ratio();
   INFO("ratio right after a prompt of 4096 tokens: " << after_prompt);
-  CHECK(after_prompt >= 4.71);  // 4.7165
+  CHECK(after_prompt >= 4.90);  // 4.9072
 
   // 960 more tokens are six intervals, all of them sealed by the next token.
   outputs<half> given(llama_layer, 1);
@@ -147,7 +147,7 @@ TEST_CASE("kv_cache: 4096 tokens of a LLaMA3-8B layer take less than 1 / 4.7 of 
   subject.truncate(sequence, 4096 + 960);
   const double after_decode = subject.footprint().ratio();
   INFO("ratio after 960 more tokens, right after a flush: " << after_decode);
-  CHECK(after_decode >= 4.66);  // 4.6663
+  CHECK(after_decode >= 4.83);  // 4.8349
 }
 
 TEST_CASE(

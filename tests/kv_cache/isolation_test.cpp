@@ -4,6 +4,7 @@
 
 #include "support/cache_runs.hpp"
 #include "support/catch.hpp"
+#include "support/poison.hpp"
 
 namespace {
 
@@ -72,10 +73,8 @@ TEST_CASE("kv_cache: unused tokens of tiles and unused bytes of pages may hold a
             tile::key_codes::save(keys, dim, token, channel, (1u << tile::key_bits) - 1);
             tile::value_codes::save(values, dim, token, channel, (1u << tile::value_bits) - 1);
           }
-          const uint32_t not_a_number = 0xffffffffu;
-          std::memcpy(bytes + tile::value_pairs_offset(dim) +
-                          zipcache::token_parameter_slot(token) * zipcache::pair_bytes,
-                      &not_a_number, 4);
+          zipcache_test::poison_token_pair<typename tile::value_granularity, half>(
+              bytes + tile::value_pairs_offset(dim), token, 0, 0xffff);
           ++poisoned;
         }
       });

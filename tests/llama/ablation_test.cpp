@@ -102,7 +102,7 @@ TEST_CASE("ablation: every variant is a policy of the registry, under a label of
     CHECK(labels.size() >= 3);
   }
   CHECK(names == std::set<std::string>{"granularities", "probes", "methods", "metrics", "ratios",
-                                       "bits", "intervals", "sinks", "drift"});
+                                       "bits", "intervals", "sinks", "key_transforms", "drift"});
 }
 
 TEST_CASE("ablation: a variant's numbers go over those of the command line", "[llama][ablation]") {

@@ -51,7 +51,7 @@ TEST_CASE("policy: with<> puts in what it was given, and the order of two does n
 
 TEST_CASE("policy: the composed name says every slot", "[policy]") {
   CHECK(paper::name() ==
-        "keys_channelwise_4_2/values_channel_separable_4_2/normalized/per_kv_head/"
+        "keys_channelwise_4_2/values_compact_channel_separable_4_2/normalized/per_kv_head/"
         "recent_and_random/share/sinks0/every160");
   CHECK(presets::kivi_2bit::name() ==
         "keys_channelwise_blocks_2_2/values_groupwise32_2_2/recency/per_kv_head/recent/"

@@ -22,7 +22,7 @@ TEST_CASE("policy: the paper's preset is 60 % at 4 bits and the rest at 2", "[po
   CHECK(presets::paper::budget_policy::default_ratio == 0.6);
   CHECK(std::is_same_v<presets::paper::key_quantizer_policy::granularity, channelwise>);
   CHECK(std::is_same_v<presets::paper::value_quantizer_policy::granularity,
-                       channel_separable_tokenwise>);
+                       compact_pairs<channel_separable_tokenwise>>);
 }
 
 TEST_CASE("policy: presets have the bits and shares of their papers", "[policy][presets]") {

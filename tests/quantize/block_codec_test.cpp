@@ -22,6 +22,7 @@ using all_codecs =
                magnitude_classes<0, 60>, magnitude_classes<40, 0>,
                uniform_groups<parameter_axis::channel, 2, 64>,
                uniform_groups<parameter_axis::token, 4, 48>,
+               token_scaled<uniform_groups<parameter_axis::channel, 2, 64>>,
                presets::gear_l::key_quantizer_policy::granularity,
                presets::gear_l::value_quantizer_policy::granularity,
                presets::gear::key_quantizer_policy::granularity,

@@ -20,6 +20,20 @@ TEST_CASE("select: a share is the nearest number of tokens, halves up", "[select
   CHECK(count(1000, 1.0) == 1000);
 }
 
+TEST_CASE("select: a share of 4096 tokens and more is whole tiles, rounded down",
+          "[select][budget]") {
+  const auto count = [](int64_t tokens, double ratio) {
+    return salient_share<60>::num_salient(tokens, {.salient_ratio = ratio});
+  };
+  CHECK(count(4095, 0.6) == 2457);
+  CHECK(count(4096, 0.6) == 2432);
+  CHECK(count(4096, 0.5) == 2048);
+  CHECK(count(4101, 1.0) == 4101);
+  CHECK(count(131072, 0.6) == 78624);
+  CHECK(heavy_and_recent_share<40>::num_salient(4096, {.salient_ratio = 0.4}) == 1632);
+  CHECK(heavy_and_recent_share<40>::num_recent(4096, {.salient_ratio = 0.4}) == 819);
+}
+
 TEST_CASE("select: a count is capped by the tokens there are", "[select][budget]") {
   CHECK(salient_count::num_salient(100, {.salient_count = 30}) == 30);
   CHECK(salient_count::num_salient(20, {.salient_count = 30}) == 20);

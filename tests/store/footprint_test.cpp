@@ -45,7 +45,7 @@ TEST_CASE("store: an empty footprint has ratio 1, and footprints add up", "[stor
   CHECK(a.ratio() == 10.0);
 }
 
-// By hand: 60 % at 4 and 40 % at 2 bits on both sides; a pair of 4 bytes for each token (values);
+// By hand: 60 % at 4 and 40 % at 2 bits on both sides; a pair of 12 bits for each token (values);
 // pairs of two classes and 16-bit magnitudes by channel in the record.
 TEST_CASE("store: codes and parameters of the paper's segments are counted by the number of tokens",
           "[store][footprint]") {
@@ -56,9 +56,9 @@ TEST_CASE("store: codes and parameters of the paper's segments are counted by th
     CHECK(bytes.num_tokens == length);
     CHECK(bytes.uncompressed_bytes == length * heads * dim * 4);
     CHECK(bytes.code_bytes == heads * dim * (salient * 8 + (length - salient) * 4) / 8);
-    CHECK(bytes.parameter_bytes == heads * (length * 4 + 2 * dim * 4 + dim * 2));
+    CHECK(bytes.parameter_bytes == heads * length * 3 / 2 + heads * (2 * dim * 4 + dim * 2));
     // Everything in the pool's pages is a code, a token's parameter, or padding.
-    CHECK(bytes.code_bytes + heads * length * 4 + bytes.padding_bytes + bytes.window_bytes ==
+    CHECK(bytes.code_bytes + heads * length * 3 / 2 + bytes.padding_bytes + bytes.window_bytes ==
           cache.pool().num_used() * cache.page_bytes());
     CHECK(bytes.padding_bytes >= 0);
     CHECK(bytes.table_bytes > 0);

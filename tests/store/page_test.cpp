@@ -81,12 +81,13 @@ TEST_CASE("store: pages of one tile hold one tile each", "[store][page]") {
   CHECK(page_plan::make(4096, 4096, 16, 1, 1).num_pages == 2);
 }
 
-TEST_CASE("store: an interval of 160 tokens under the paper's policies is one page a head",
+TEST_CASE("store: an interval of 160 tokens under the paper's policies is two pages a head",
           "[store][page]") {
-  const page_plan plan = page_plan::make(17024, 4224, 2176, 3, 2);
-  CHECK(plan.num_pages == 1);
-  CHECK(3 * 4224 + 2 * 2176 == 17024);
-  CHECK(page_plan::make(17024 - 16, 4224, 2176, 3, 2).num_pages == 2);
+  const page_plan plan = page_plan::make(8336, 4144, 2096, 3, 2);
+  CHECK(plan.num_pages == 2);
+  CHECK(4144 + 2 * 2096 == 8336);  // beside it two of 4144: 48 bytes of the two pages are unused
+  CHECK(page_plan::make(8336 - 16, 4144, 2096, 3, 2).num_pages == 3);
+  CHECK(page_plan::make(3 * 4144 + 2 * 2096, 4144, 2096, 3, 2).num_pages == 1);
 }
 
 // Part of the format: any other even spread would fit as well.

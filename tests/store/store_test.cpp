@@ -26,6 +26,15 @@ namespace axes = zipcache_test::axes;
 
 namespace {
 
+/// What a value loses at most to a pair of 12 bits: half of a step that is 1/16 too large, or, at
+/// the ends, what steps 1/16 too small leave out and half a unit of the minimum.
+double compact_bound(double low, double high, int bits) {
+  const double steps = std::ldexp(1.0, bits) - 1.0;
+  const double step = (std::fmax(high, 0.0) - std::fmin(low, 0.0)) / steps;
+  const double at_ends = std::ldexp(17.0 / 32, bits - 4) + steps / 16;
+  return step * std::fmax(17.0 / 32, at_ends) + (steps + 1) * 0x1p-18;  // of subnormal steps
+}
+
 /// One side (keys or values) of one head: the oracle's bound for every value.
 template <class Quantizer, class Tokens, class Storage>
 void check_side(const Tokens& tokens, int32_t head, const std::vector<Storage>& x,
@@ -81,9 +90,10 @@ void check_side(const Tokens& tokens, int32_t head, const std::vector<Storage>& 
         }
         const double steps = std::ldexp(1.0, bits) - 1.0;
         const double magnitude = magnitudes[static_cast<size_t>(channel)];
+        double half_step = (high - low) / steps / 2;
+        if constexpr (has_compact_pairs<granularity>) half_step = compact_bound(low, high, bits);
         const double bound =
-            magnitude * ((high - low) / steps / 2 + 2 * unit * (std::fabs(low) + high - low)) *
-                (1.0 + 2 * unit) +
+            magnitude * (half_step + 2 * unit * (std::fabs(low) + high - low)) * (1.0 + 2 * unit) +
             // subnormal steps and magnitudes of half
             magnitude * std::ldexp(steps, -25) + std::fabs(exact) * 2 * unit +
             // and float's own rounding

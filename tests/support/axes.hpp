@@ -11,6 +11,7 @@ namespace zipcache_test::axes {
 using zipcache::channel_separable_tokenwise;
 using zipcache::channelwise;
 using zipcache::channelwise_blocks;
+using zipcache::compact_pairs;
 using zipcache::groupwise;
 using zipcache::keys;
 using zipcache::tokenwise;
@@ -26,19 +27,22 @@ using key_bits =
     std::tuple<paper::with<keys<channelwise, 1, 2>>, paper::with<keys<channelwise, 2, 1>>,
                paper::with<keys<channelwise, 3, 2>>, paper::with<keys<channelwise, 8, 3>>,
                paper::with<keys<channelwise, 16, 4>>>;
-using value_bits = std::tuple<paper::with<values<channel_separable_tokenwise, 1, 2>>,
-                              paper::with<values<channel_separable_tokenwise, 2, 1>>,
-                              paper::with<values<channel_separable_tokenwise, 3, 2>>,
-                              paper::with<values<channel_separable_tokenwise, 8, 3>>,
-                              paper::with<values<channel_separable_tokenwise, 16, 4>>>;
+using value_bits =
+    std::tuple<paper::with<values<compact_pairs<channel_separable_tokenwise>, 1, 2>>,
+               paper::with<values<channel_separable_tokenwise, 2, 1>>,
+               paper::with<values<compact_pairs<channel_separable_tokenwise>, 3, 2>>,
+               paper::with<values<channel_separable_tokenwise, 8, 3>>,
+               paper::with<values<compact_pairs<channel_separable_tokenwise>, 16, 4>>>;
 
 /// Every group layout on each side.
 using key_layouts =
     std::tuple<paper::with<keys<tokenwise, 4, 2>>, paper::with<keys<groupwise<16>, 4, 2>>,
                paper::with<keys<channelwise_blocks, 4, 2>>,
-               paper::with<keys<channel_separable_tokenwise, 4, 2>>>;
+               paper::with<keys<channel_separable_tokenwise, 4, 2>>,
+               paper::with<keys<compact_pairs<tokenwise>, 4, 2>>>;
 using value_layouts =
-    std::tuple<paper::with<values<tokenwise, 4, 2>>, paper::with<values<groupwise<16>, 4, 2>>,
+    std::tuple<paper::with<values<channel_separable_tokenwise, 4, 2>>,
+               paper::with<values<tokenwise, 4, 2>>, paper::with<values<groupwise<16>, 4, 2>>,
                paper::with<values<channelwise, 4, 2>>,
                paper::with<values<channelwise_blocks, 4, 2>>>;
 
@@ -46,7 +50,7 @@ using value_layouts =
 using zipcache::rotated;
 using rotated_layouts =
     std::tuple<paper::with<keys<rotated<channelwise>, 4, 2>>,
-               paper::with<keys<rotated<tokenwise>, 3, 16>>,
+               paper::with<keys<compact_pairs<rotated<tokenwise>>, 3, 16>>,
                paper::with<keys<rotated<channelwise_blocks>, 4, 2>>,
                paper::with<values<rotated<tokenwise>, 4, 2>>,
                paper::with<values<rotated<channel_separable_tokenwise>, 16, 2>>,
@@ -63,6 +67,8 @@ using block_codecs =
                paper::with<coded_keys<zipcache::boosted_channels<125>>>,
                paper::with<coded_values<zipcache::magnitude_classes<40, 60>>>,
                paper::with<coded_keys<rotated<zipcache::magnitude_classes<40, 60>>>>,
+               paper::with<coded_keys<rotated<zipcache::token_scaled<
+                   zipcache::uniform_groups<zipcache::parameter_axis::channel, 2, 64>>>>>,
                paper::with<coded_values<
                    rotated<zipcache::uniform_groups<zipcache::parameter_axis::token, 4, 32>>>>>;
 

@@ -11,6 +11,7 @@
 #include <zipcache/store/store.hpp>
 
 #include "support/generators.hpp"
+#include "support/poison.hpp"
 
 namespace zipcache_test {
 
@@ -162,9 +163,7 @@ struct sealed_tokens {
         if constexpr (Bits < 16 && Granularity::axis == zipcache::parameter_axis::token) {
           for (int32_t group = 0; group < zipcache::groups_per_token<Granularity>(shape.head_dim);
                ++group) {
-            auto* pair = zipcache::detail::token_pair(
-                reinterpret_cast<zipcache::affine_params<Storage>*>(pairs), token, group);
-            *pair = {Storage{bits}, Storage{bits}};
+            poison_token_pair<Granularity, Storage>(pairs, token, group, bits);
           }
         }
       }

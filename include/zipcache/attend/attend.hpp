@@ -59,7 +59,7 @@ void score_tile(attend_rows& rows, const uint32_t* codes, const affine_params<St
       add_scores(rows.folded_q.data(), rows.key_block.data(), rows.rows, head_dim,
                  group * group_size, (group + 1) * group_size, dots.data());
       for (int32_t token = 0; token < count; ++token) {
-        const affine_params<Storage> pair = *token_pair(pairs, token, group);
+        const affine_params<Storage> pair = load_token_pair<Granularity, Bits>(pairs, token, group);
         const float step = to_float(pair.step);
         const float min = to_float(pair.min);
         for (int32_t row = 0; row < rows.rows; ++row) {
@@ -124,7 +124,7 @@ void accumulate_tile(attend_rows& rows, const uint32_t* codes, const affine_para
     for (int32_t group = 0; group < groups; ++group) {
       std::fill(rows.weights.begin(), rows.weights.end(), 0.0f);
       for (int32_t token = 0; token < count; ++token) {
-        const affine_params<Storage> pair = *token_pair(pairs, token, group);
+        const affine_params<Storage> pair = load_token_pair<Granularity, Bits>(pairs, token, group);
         const float step = to_float(pair.step);
         const float min = to_float(pair.min);
         for (int32_t row = 0; row < rows.rows; ++row) {

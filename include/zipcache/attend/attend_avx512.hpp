@@ -27,6 +27,7 @@
 #include <zipcache/detail/block_math.hpp>
 #include <zipcache/detail/cpu_features.hpp>
 #include <zipcache/quantize/affine.hpp>
+#include <zipcache/quantize/compact_pairs.hpp>
 #include <zipcache/store/layout.hpp>
 
 // g++ 12 takes the operand that its own intrinsics leave undefined for an uninitialized variable.
@@ -276,6 +277,37 @@ ZIPCACHE_AVX512 inline void load_token_pairs(const affine_params<Storage>* pairs
       _mm512_storeu_ps(steps + 16 * half_tile, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)));
       _mm512_storeu_ps(mins + 16 * half_tile, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(upper)));
     }
+  }
+}
+
+/// The same from compact pairs.
+template <int Bits>
+ZIPCACHE_AVX512 inline void load_compact_pairs(const uint8_t* pairs, int32_t count, float* steps,
+                                               float* mins) {
+  const __m512i halves = _mm512_slli_epi16(
+      _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs))), 7);
+  const __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+  const __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+  const __m512i bytes =
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pairs + tile_tokens)));
+  const __m512i even = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+  const __m512i odd = _mm512_srli_epi32(bytes, 4);
+  // Token n has its step in slot n % 8 * 4 + n / 8, its zero in half n % 2 of byte n % 8 / 2 * 4 +
+  // n / 8.
+  const __m512i slots = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const __m512i zeros = _mm512_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25, 13, 29);
+  const uint32_t used = count >= tile_tokens ? 0xffffffffu : (1u << count) - 1u;
+  for (int half_tile = 0; half_tile < 2; ++half_tile) {
+    const __m512i further = _mm512_set1_epi32(2 * half_tile);
+    const auto mask = static_cast<__mmask16>(used >> 16 * half_tile);
+    const __m512 step = _mm512_maskz_mov_ps(
+        mask, _mm512_permutex2var_ps(low, _mm512_add_epi32(slots, further), high));
+    const __m512 zero =
+        _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(even, _mm512_add_epi32(zeros, further), odd));
+    _mm512_storeu_ps(steps + 16 * half_tile, step);
+    _mm512_storeu_ps(
+        mins + 16 * half_tile,
+        _mm512_mul_ps(step, _mm512_mul_ps(zero, _mm512_set1_ps(-compact_affine<Bits>::unit))));
   }
 }
 

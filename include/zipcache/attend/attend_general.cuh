@@ -9,6 +9,7 @@
 #include <zipcache/attend/attend_merge.cuh>
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/attend/attend_tensor_core.cuh>
+#include <zipcache/store/token_pair.hpp>
 
 namespace zipcache::detail {
 
@@ -37,8 +38,8 @@ struct tile_reader {
     } else {
       affine_params<Storage> pair;
       if constexpr (Granularity::axis == parameter_axis::token) {
-        pair = tile_pairs[channel / channels_per_group<Granularity>(head_dim) * tile_tokens +
-                          token_parameter_slot(token)];
+        pair = load_token_pair<Granularity, Bits>(
+            tile_pairs, token, channel / channels_per_group<Granularity>(head_dim));
       } else {
         pair = (Granularity::home == parameter_home::tile ? tile_pairs : segment_pairs)[channel];
       }

@@ -59,6 +59,17 @@ void for_row_chunks(int32_t rows, Work&& work) {
   }
 }
 
+/// Steps and minima of the tokens of one side.
+template <class Granularity, int Bits, class Storage>
+void load_side_pairs(const std::byte* pairs, int32_t count, tile_pairs_by_token& to) {
+  if constexpr (has_compact_pairs<Granularity>) {
+    load_compact_pairs<Bits>(reinterpret_cast<const uint8_t*>(pairs), count, to.steps, to.mins);
+  } else {
+    load_token_pairs(reinterpret_cast<const affine_params<Storage>*>(pairs), count, to.steps,
+                     to.mins);
+  }
+}
+
 /// attend_class on packed codes: see attend_avx512.hpp.
 template <class Policies, token_class Class, class Storage>
 void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_rows& rows) {
@@ -77,16 +88,15 @@ void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_r
   tile_pairs_by_token key_pairs, value_pairs;
 
   sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t count) {
-    using pair = affine_params<Storage>;
     const auto* keys = reinterpret_cast<const uint32_t*>(bytes);
     const auto* values =
         reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim));
     if constexpr (keys_by_token)
-      load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::key_pairs_offset(head_dim)),
-                       count, key_pairs.steps, key_pairs.mins);
+      load_side_pairs<key_granularity, tile::key_bits, Storage>(
+          bytes + tile::key_pairs_offset(head_dim), count, key_pairs);
     if constexpr (values_by_token)
-      load_token_pairs(reinterpret_cast<const pair*>(bytes + tile::value_pairs_offset(head_dim)),
-                       count, value_pairs.steps, value_pairs.mins);
+      load_side_pairs<value_granularity, tile::value_bits, Storage>(
+          bytes + tile::value_pairs_offset(head_dim), count, value_pairs);
     prefetch_tile(bytes + tile::bytes(head_dim), tile::bytes(head_dim));
     for_row_chunks(rows.rows, [&](int32_t first, int32_t chunk, auto size) {
       float* scores = packed.scores.data() + first * tile_tokens;

@@ -39,14 +39,20 @@ __device__ inline int32_t window_tiles_in_use(const device_layer<Policies, Stora
   return count.window_first == 0 ? ceil_div(count.window, tile_tokens) : layer.window_tiles;
 }
 
+/// What takes time but is no page is counted in pages of 16 KiB; so many units are one.
+template <class Policies, class Storage>
+__device__ inline int32_t units_of_16_kib(const device_layer<Policies, Storage>& layer) {
+  return layer.page_bytes > 12 << 10 ? 1 : 2;
+}
+
 /// Of a sequence's units, the first that is a 16-bit tile. They wait for another form of the
-/// queries and are taken by all warps together, so the first four cost what four pages do: what is
-/// missing to four lies before them as units without work.
+/// queries and are taken by all warps together, so the first four cost what four pages of 16 KiB
+/// do: what is missing to that lies before them as units without work.
 template <class Policies, class Storage>
 __device__ inline int32_t first_row_unit(const device_layer<Policies, Storage>& layer,
                                          const sequence_counts& count) {
   const int32_t tiles = window_tiles_in_use(layer, count) + ceil_div(count.sinks, tile_tokens);
-  return count.pages + (tiles > 0 ? most(0, attend_warps - tiles) : 0);
+  return count.pages + (tiles > 0 ? most(0, attend_warps * units_of_16_kib(layer) - tiles) : 0);
 }
 
 /// Pages of a sequence, and its 16-bit tiles.
@@ -72,7 +78,10 @@ struct attend_piece {
 
 /// Units that an (item, head) has on the line beside its tiles where lengths differ, for what
 /// beginning with it takes. Without them the block that gets all the short sequences comes last.
-inline constexpr uint32_t begin_units = 2;
+template <class Policies, class Storage>
+__device__ inline uint32_t begin_units(const device_layer<Policies, Storage>& layer) {
+  return 2 * static_cast<uint32_t>(units_of_16_kib(layer));
+}
 
 /// The line of all units and how teams share it; a team is a block for each pass over the query
 /// heads. Its blocks read the same tiles at about the same time, so that L2 may have them.
@@ -86,13 +95,13 @@ struct attend_line {
   uint32_t teams;
   uint32_t beside;  ///< units of an (item, head) that stand for no tile; they come first
 
+  /// @param beside  0 where all lengths are equal
   /// Sections are (item, head) where all are equally long and there is about a whole number of
   /// teams for each; then no team works on two of them. Otherwise the line is one.
   __device__ static attend_line make(uint32_t units, uint32_t slots, uint32_t max_teams,
-                                     bool equal_lengths) {
-    attend_line line{units, units, least(max_teams, units), least(max_teams, units),
-                     equal_lengths ? 0 : begin_units};
-    if (!equal_lengths || slots == 0 || slots > max_teams || units == 0) return line;
+                                     uint32_t beside) {
+    attend_line line{units, units, least(max_teams, units), least(max_teams, units), beside};
+    if (beside != 0 || slots == 0 || slots > max_teams || units == 0) return line;
     const uint32_t section = units / slots;
     const uint32_t for_each = least(max_teams / slots, section);
     if (for_each * slots < max_teams - max_teams / 8 && for_each < section) return line;
@@ -150,11 +159,12 @@ __device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
   }
   equal = __all_sync(whole_warp, equal);
   const auto heads = static_cast<uint32_t>(layer.num_kv_heads);
+  const uint32_t beside = equal ? 0 : begin_units(layer);
   uint32_t sum = 0;
   for (int32_t first = 0; first < batch.num_items; first += 32) {
     const int32_t item = first + lane;
     const uint32_t units = first == 0 ? first_units : units_of_item(layer, batch, item);
-    const uint32_t own = units == 0 ? 0 : (units + (equal ? 0 : begin_units)) * heads;
+    const uint32_t own = units == 0 ? 0 : (units + beside) * heads;
     uint32_t inclusive = own;
 #pragma unroll
     for (int32_t step = 1; step < 32; step *= 2) {
@@ -166,7 +176,7 @@ __device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
   }
   if (lane == 0) prefix[batch.num_items] = sum;
   __syncwarp();
-  return attend_line::make(sum, static_cast<uint32_t>(batch.num_items) * heads, max_teams, equal);
+  return attend_line::make(sum, static_cast<uint32_t>(batch.num_items) * heads, max_teams, beside);
 }
 
 /// The piece of units [unit, end) or what of it lies in the first (item, head) there; `unit` goes

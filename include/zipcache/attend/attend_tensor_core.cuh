@@ -453,12 +453,10 @@ class piece_worker {
     const float scale = folded.scale_and_bias[lane_ % 4].x;
     const float bias = folded.scale_and_bias[lane_ % 4].y;
     float scores[4];
-    const uint4 value_pairs =
-        reinterpret_cast<const uint4*>(tile_bytes + tile::value_pairs_offset(HeadDim))[row];
-    uint4 key_pairs{};
-    if constexpr (keys_by_token) {
-      key_pairs = reinterpret_cast<const uint4*>(tile_bytes + tile::key_pairs_offset(HeadDim))[row];
-    }
+    const row_pairs<typename tile::value_granularity, tile::value_bits, Storage> value_pairs(
+        tile_bytes + tile::value_pairs_offset(HeadDim), row);
+    const row_pairs<typename tile::key_granularity, tile::key_bits, Storage> key_pairs(
+        tile_bytes + tile::key_pairs_offset(HeadDim), row);
     float steps[4];
     float mins[4];
 #pragma unroll
@@ -469,12 +467,12 @@ class piece_worker {
                              static_cast<float>(upper));
       const float octet_scale = scale * (1.0f / score_factor<tile::key_bits>(octet));
       if constexpr (keys_by_token) {
-        const float2 pair = widen_pair(word_of(key_pairs, octet));
+        const float2 pair = key_pairs.of(octet);
         scores[octet] = fmaf(dot * octet_scale, pair.x, pair.y * bias);
       } else {
         scores[octet] = fmaf(dot, octet_scale, bias);
       }
-      const float2 pair = widen_pair(word_of(value_pairs, octet));
+      const float2 pair = value_pairs.of(octet);
       steps[octet] = pair.x;
       mins[octet] = pair.y;
     }
@@ -510,13 +508,6 @@ class piece_worker {
     words[1] = four.y;
     words[2] = four.z;
     words[3] = four.w;
-  }
-  __device__ static uint32_t word_of(const uint4& words, int32_t index) {
-    return index == 0 ? words.x : (index == 1 ? words.y : (index == 2 ? words.z : words.w));
-  }
-  __device__ static float2 widen_pair(uint32_t pair) {
-    return {to_float(Storage{static_cast<uint16_t>(pair & 0xffffu)}),
-            to_float(Storage{static_cast<uint16_t>(pair >> 16)})};
   }
 
   /// Tiles of a class that is kept in 16 bits, of all segments.

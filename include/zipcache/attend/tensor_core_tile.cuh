@@ -14,11 +14,13 @@
 // + 8, g + 16, g + 24, channels g and g + 8 of every block of 16.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/core/types.hpp>
+#include <zipcache/quantize/compact_pairs.hpp>
 #include <zipcache/store/layout.hpp>
 
 namespace zipcache::detail {
@@ -31,6 +33,63 @@ __device__ __forceinline__ void mma_bytes(int32_t (&sum)[4], uint32_t a0, uint32
       : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+
+/// Pairs of the four tokens of a row of the tile (g, g + 8, g + 16, g + 24) in registers, for sides
+/// whose parameters vary by token.
+template <class Granularity, int Bits, class Storage>
+class row_pairs {
+ public:
+  __device__ __forceinline__ row_pairs(const std::byte* pairs, int32_t row)
+      : words_(reinterpret_cast<const uint4*>(pairs)[row]) {}
+
+  /// (step, min) of the token of octet 0 to 3, a constant.
+  __device__ __forceinline__ float2 of(int32_t octet) const {
+    const uint32_t pair =
+        octet == 0 ? words_.x : (octet == 1 ? words_.y : (octet == 2 ? words_.z : words_.w));
+    return {to_float(Storage{static_cast<uint16_t>(pair & 0xffffu)}),
+            to_float(Storage{static_cast<uint16_t>(pair >> 16)})};
+  }
+
+ private:
+  uint4 words_;
+};
+
+/// Compact pairs: two tokens at a time as halves, in which steps and minima are exact.
+template <class Granularity, int Bits, class Storage>
+requires has_compact_pairs<Granularity>
+class row_pairs<Granularity, Bits, Storage> {
+ public:
+  __device__ __forceinline__ row_pairs(const std::byte* pairs, int32_t row) {
+    const uint32_t steps = reinterpret_cast<const uint32_t*>(pairs)[row];
+    const uint32_t zeros =
+        reinterpret_cast<const uint32_t*>(pairs)[8 + row / 2] >> 4 * (row % 2) & 0x0f0f0f0fu;
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+      // Bytes 2 i and 2 i + 1 below the upper bits of 1024, a half whose last bit counts 1.
+      const uint32_t shifted = __byte_perm(zeros, 0x64646464u, i == 0 ? 0x4140u : 0x4342u);
+      const __half2 units =
+          __hfma2(as_half2(shifted), __float2half2_rn(-unit), __float2half2_rn(1024.0f * unit));
+      steps_[i] = as_half2(__byte_perm(steps, 0u, i == 0 ? 0x4140u : 0x4342u) << 7);
+      mins_[i] = __hmul2(steps_[i], units);
+    }
+  }
+
+  __device__ __forceinline__ float2 of(int32_t octet) const {
+    const __half2 steps = steps_[octet / 2];
+    const __half2 mins = mins_[octet / 2];
+    return octet % 2 == 0 ? make_float2(__low2float(steps), __low2float(mins))
+                          : make_float2(__high2float(steps), __high2float(mins));
+  }
+
+ private:
+  static constexpr float unit = compact_affine<Bits>::unit;
+  __device__ static __half2 as_half2(uint32_t bits) {
+    return *reinterpret_cast<const __half2*>(&bits);
+  }
+
+  __half2 steps_[2];
+  __half2 mins_[2];
+};
 
 template <class Storage>
 __device__ __forceinline__ void mma_halves(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2,

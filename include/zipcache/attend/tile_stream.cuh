@@ -168,17 +168,14 @@ class tile_list {
 
   /// Whether this lane is the one that holds the next tile, and what it holds.
   __device__ bool is_lanes_own() const { return ((taken_ ^ lane()) & 31) == 0; }
-  __device__ int64_t own_offset() const { return static_cast<int64_t>(tile_offset_) * unit_bytes; }
+  __device__ int64_t own_offset() const { return tile_offset_; }
   __device__ tile_mark own_mark() const { return mark_; }
   /// The next tile for all lanes. (A lane's number counts modulo 32.)
-  __device__ int64_t offset() const {
-    return static_cast<int64_t>(__shfl_sync(whole_warp, tile_offset_, taken_)) * unit_bytes;
-  }
+  __device__ int64_t offset() const { return __shfl_sync(whole_warp, tile_offset_, taken_); }
   __device__ tile_mark mark() const { return {__shfl_sync(whole_warp, mark_.word, taken_)}; }
   __device__ void advance() { ++taken_; }
 
  private:
-  static constexpr int32_t unit_bytes = 64;  // pages and tiles are multiples of it
   static constexpr int32_t salient_bytes =
       static_cast<int32_t>(tile_record<Policies, token_class::salient>::bytes(HeadDim));
   static constexpr int32_t regular_bytes =
@@ -250,9 +247,7 @@ class tile_list {
     }
     const int32_t skipped = salient ? 0 : salient_here * salient_bytes;
     const int32_t in_bytes = skipped + in_page * (salient ? salient_bytes : regular_bytes);
-    tile_offset_ = static_cast<uint32_t>(
-        (number * static_cast<uint64_t>(layer_.page_bytes) + static_cast<uint64_t>(in_bytes)) /
-        unit_bytes);
+    tile_offset_ = number * layer_.page_bytes + in_bytes;
     const int32_t tokens = (salient ? salient_tokens : regular_tokens) - in_page * tile_tokens;
     mark_ = tile_mark::make(least(tokens, tile_tokens),
                             salient ? token_class::salient : token_class::regular,
@@ -270,7 +265,7 @@ class tile_list {
   int32_t salient_ = 0;    // all tiles in the order by pages
   int32_t regular_ = 0;
   // Of the lane's tile:
-  uint32_t tile_offset_ = 0;
+  int64_t tile_offset_ = 0;
   tile_mark mark_;
 };
 

@@ -8,6 +8,9 @@
 
 namespace zipcache {
 
+/// Tokens of one class of one head that are coded together, as a tile (store/tile.hpp).
+inline constexpr int32_t tile_tokens = 32;
+
 struct cache_shape {
   int32_t num_layers = 1;
   int32_t num_qo_heads = 0;

@@ -6,17 +6,20 @@
 #include <zipcache/quantize/low_rank.hpp>
 #include <zipcache/quantize/magnitude_classes.hpp>
 #include <zipcache/quantize/outliers_apart.hpp>
+#include <zipcache/quantize/token_scaled.hpp>
 #include <zipcache/quantize/uniform_groups.hpp>
 
 namespace zipcache::presets {
 
-/// ZipCache (He et al., NeurIPS 2024): channelwise keys, channel-separable tokenwise values, 60 %
-/// salient tokens at 4 bits by normalized attention of 5 % recent and 5 % random probes, the rest
-/// at 2. The interval is 160 instead of the paper's 100 since 160 tokens fill tiles of 32 exactly
-/// at 60 % (96 + 64).
-using paper = policies<keys<channelwise, 4, 2>, values<channel_separable_tokenwise, 4, 2>,
-                       normalized_attention, per_kv_head, recent_and_random_probes,
-                       salient_share<60>, sink_tokens<0>, every_interval<160>>;
+/// ZipCache (He et al., NeurIPS 2024): channelwise keys, channel-separable tokenwise values (with
+/// pairs of 12 bits where the paper has 32, for each head where it has one for all), 60 % salient
+/// tokens at 4 bits by normalized attention of 5 % recent and 5 % random probes, the rest at 2. The
+/// interval is 160 instead of the paper's 100 since 160 tokens fill tiles of 32 exactly at 60 % (96
+/// + 64).
+using paper =
+    policies<keys<channelwise, 4, 2>, values<compact_pairs<channel_separable_tokenwise>, 4, 2>,
+             normalized_attention, per_kv_head, recent_and_random_probes, salient_share<60>,
+             sink_tokens<0>, every_interval<160>>;
 
 /// Everything in 16 bits, in the same pages.
 using uncompressed =
@@ -54,9 +57,10 @@ using ott =
 /// hold 97.5 % of its attention mass. `zipvl_evicting` drops the others instead of keeping 2 bits.
 /// CPU only.
 using zipvl = paper::with<mass_share<975>>;
-using zipvl_evicting = policies<keys<channelwise, 4, 0>, values<channel_separable_tokenwise, 4, 0>,
-                                normalized_attention, per_kv_head, recent_and_random_probes,
-                                mass_share<975>, sink_tokens<0>, every_interval<160>>;
+using zipvl_evicting =
+    policies<keys<channelwise, 4, 0>, values<compact_pairs<channel_separable_tokenwise>, 4, 0>,
+             normalized_attention, per_kv_head, recent_and_random_probes, mass_share<975>,
+             sink_tokens<0>, every_interval<160>>;
 
 /// QuaRot's cache (Ashkboos et al., NeurIPS 2024): rotated channels, one pair a token, 4 bits. CPU
 /// only.
@@ -97,17 +101,20 @@ using gear = gear_l::with<coded_keys<
 /// Bits where attention feels their error: 4 for keys, 2 for values, and the first tokens, which
 /// hold the largest keys of all, in 16. No scores are needed. Measured against `paper`: README.
 using keys_4_values_2 =
-    policies<keys<channelwise, 4, 4>, values<channel_separable_tokenwise, 2, 2>, recency,
-             per_kv_head, recent_probes, all_salient, sink_tokens<4>, every_interval<160>>;
+    policies<keys<channelwise, 4, 4>, values<compact_pairs<channel_separable_tokenwise>, 2, 2>,
+             recency, per_kv_head, recent_probes, all_salient, sink_tokens<4>, every_interval<160>>;
+
+/// What to take if nothing speaks against it: README, "Which policy when".
+using recommended = keys_4_values_2;
 
 /// The same at 3 bits for keys, whose channels are rotated first. CPU only.
-using rotated_keys_3_values_2 =
-    keys_4_values_2::with<keys<rotated<channelwise>, 3, 3>>::with<values<rotated<tokenwise>, 2, 2>>;
+using rotated_keys_3_values_2 = keys_4_values_2::with<keys<rotated<channelwise>, 3, 3>>::with<
+    values<compact_pairs<rotated<tokenwise>>, 2, 2>>;
 
 /// One class at 4 bits with the paper's group layouts: what the salient tokens get, for every
 /// token.
 using uniform_4bit =
-    policies<keys<channelwise, 4, 4>, values<channel_separable_tokenwise, 4, 4>, recency,
-             per_kv_head, recent_probes, all_salient, sink_tokens<0>, every_interval<160>>;
+    policies<keys<channelwise, 4, 4>, values<compact_pairs<channel_separable_tokenwise>, 4, 4>,
+             recency, per_kv_head, recent_probes, all_salient, sink_tokens<0>, every_interval<160>>;
 
 }  // namespace zipcache::presets

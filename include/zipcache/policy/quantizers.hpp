@@ -6,6 +6,7 @@
 
 #include <zipcache/policy/roles.hpp>
 #include <zipcache/quantize/block_codec.hpp>
+#include <zipcache/quantize/compact_pairs.hpp>
 #include <zipcache/quantize/granularity.hpp>
 #include <zipcache/quantize/rotation.hpp>
 
@@ -25,6 +26,8 @@ template <class Granularity, int SalientBits, int RegularBits>
 struct class_quantizer {
   static_assert(is_supported_bits(SalientBits) && is_supported_bits(RegularBits),
                 "zipcache: bits of a class are 0 (evicted), 1, 2, 3, 4, 8 or 16");
+  static_assert(!has_compact_pairs<Granularity> || (SalientBits != 8 && RegularBits != 8),
+                "zipcache: compact_pairs are for codes of at most 4 bits");
   using granularity = Granularity;
   template <token_class Class>
   static constexpr int bits = Class == token_class::salient ? SalientBits : RegularBits;

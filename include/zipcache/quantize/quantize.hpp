@@ -15,6 +15,7 @@
 #include <zipcache/core/view.hpp>
 #include <zipcache/quantize/affine.hpp>
 #include <zipcache/quantize/block_codec.hpp>
+#include <zipcache/quantize/compact_pairs.hpp>
 #include <zipcache/quantize/granularity.hpp>
 #include <zipcache/quantize/rotation.hpp>
 
@@ -101,7 +102,7 @@ void fit_token(const Element* row, int32_t head_dim, const Storage* magnitudes,
     for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel) {
       range = include(range, normalized_value<Granularity>(row, channel, magnitudes));
     }
-    params[group] = affine<Bits>::template fit<Storage>(range);
+    params[group] = fit_pair<Granularity, Bits, Storage>(range);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <zipcache/core/shape.hpp>
 #include <zipcache/policy/roles.hpp>
 
 namespace zipcache {
@@ -29,10 +30,17 @@ inline int64_t share_of(int64_t num_tokens, double ratio) {
                              num_tokens);
 }
 
+/// From 4096 tokens on a share is rounded down to whole tiles, as a tile of few tokens takes as
+/// much room as a full one: 2432 instead of 2458 of 4096 tokens at 60 %.
+inline int64_t share_in_tiles(int64_t num_tokens, double ratio) {
+  const int64_t share = share_of(num_tokens, ratio);
+  return num_tokens < 4096 || share == num_tokens ? share : share / tile_tokens * tile_tokens;
+}
+
 }  // namespace detail
 
-/// A share of the tokens, rounded to the nearest number; `DefaultPercent` unless the cache's
-/// options say otherwise.
+/// A share of the tokens, rounded to the nearest number, and down to whole tiles from 4096 tokens
+/// on; `DefaultPercent` unless the cache's options say otherwise.
 template <int DefaultPercent>
 struct salient_share {
   static_assert(DefaultPercent >= 0 && DefaultPercent <= 100,
@@ -41,7 +49,7 @@ struct salient_share {
   static constexpr double default_ratio = DefaultPercent / 100.0;
   static constexpr bool uses_scores = DefaultPercent > 0;
   static int64_t num_salient(int64_t num_tokens, const budget_options& options) {
-    return detail::share_of(num_tokens, options.salient_ratio);
+    return detail::share_in_tiles(num_tokens, options.salient_ratio);
   }
   static int64_t num_recent(int64_t, const budget_options&) { return 0; }
   static std::string name() { return "share"; }

@@ -108,6 +108,27 @@ __device__ void save_channel_parameters(const channel_statistics& statistics, in
     magnitudes[channel] = channel_magnitude<Storage>(statistics.largest);
 }
 
+/// @brief Writes the pair of a token that `Lanes` neighbouring lanes work on; all of a warp call
+/// it. The lane of the even token writes the zeros of two compact pairs.
+template <class Granularity, int Bits, int Lanes, class Storage>
+__device__ void save_lanes_pair(affine_params<Storage>* pairs, int32_t token, int32_t group,
+                                affine_params<Storage> pair) {
+  const bool first = threadIdx.x % Lanes == 0;
+  if constexpr (has_compact_pairs<Granularity>) {
+    const compact_pair narrow = compact_affine<Bits>::narrow(pair);
+    const uint32_t zero = narrow.zero;
+    const uint32_t next = __shfl_down_sync(whole_warp, zero, Lanes);
+    auto* steps = reinterpret_cast<uint8_t*>(pairs);
+    if (first) steps[token_parameter_slot(token)] = narrow.step;
+    if (first && token % 2 == 0) {
+      steps[tile_tokens + compact_zero_place_of(token).byte] =
+          static_cast<uint8_t>(zero | next << 4);
+    }
+  } else if (first) {
+    pairs[group * tile_tokens + token_parameter_slot(token)] = pair;
+  }
+}
+
 /// @brief Pairs of the tile's tokens, four neighbouring threads a token: written to `pairs` (zeros
 /// for unused tokens), and what quantizing needs of them to `scales` [groups, 32].
 template <class Granularity, int Bits, class Storage, class Team, class Rows>
@@ -133,11 +154,11 @@ __device__ void fit_tile_tokens(Team team, const Rows& rows, int32_t count, int3
         range = merge(range, {__shfl_xor_sync(whole_warp, range.lowest, distance),
                               __shfl_xor_sync(whole_warp, range.highest, distance)});
       }
+      // The parameters of an empty range are zeros.
+      const affine_params<Storage> params = fit_pair<Granularity, Bits, Storage>(range);
+      save_lanes_pair<Granularity, Bits, 4>(pairs, token, group, params);
       if (part == 0) {
-        // The parameters of an empty range are zeros.
-        const affine_params<Storage> params = affine<Bits>::template fit<Storage>(range);
         const affine_scale scale = affine<Bits>::widen(params);
-        *token_pair(pairs, token, group) = params;
         scales[group * tile_tokens + token] = {scale.min, scale.inverse_step};
       }
     }
@@ -298,7 +319,8 @@ __device__ float decode_value(const uint32_t* codes, const affine_params<Storage
   } else {
     affine_params<Storage> params;
     if constexpr (Granularity::axis == parameter_axis::token) {
-      params = *token_pair(pairs, token, channel / channels_per_group<Granularity>(head_dim));
+      params = load_token_pair<Granularity, Bits>(
+          pairs, token, channel / channels_per_group<Granularity>(head_dim));
     } else {
       params = (Granularity::home == parameter_home::tile ? pairs : given.segment_pairs)[channel];
     }

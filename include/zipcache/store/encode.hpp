@@ -9,20 +9,9 @@
 
 #include <zipcache/quantize/quantize.hpp>
 #include <zipcache/store/tile.hpp>
+#include <zipcache/store/token_pair.hpp>
 
 namespace zipcache::detail {
-
-/// Where a token's pair of `group` lies among the pairs of a tile.
-template <class Storage>
-ZIPCACHE_HOST_DEVICE affine_params<Storage>* token_pair(affine_params<Storage>* pairs,
-                                                        int32_t token, int32_t group) {
-  return pairs + group * tile_tokens + token_parameter_slot(token);
-}
-template <class Storage>
-ZIPCACHE_HOST_DEVICE const affine_params<Storage>* token_pair(const affine_params<Storage>* pairs,
-                                                              int32_t token, int32_t group) {
-  return pairs + group * tile_tokens + token_parameter_slot(token);
-}
 
 inline constexpr int32_t max_head_dim = 256;
 
@@ -41,7 +30,7 @@ void encode_side(row_span<Element> rows, int32_t head_dim, side_parameters<Stora
   using tile = code_tile<Layout, Bits>;
   std::memset(codes, 0, static_cast<size_t>(tile::words(head_dim)) * 4);
   std::memset(static_cast<void*>(pairs), 0,
-              static_cast<size_t>(tile_pairs<Granularity, Bits>(head_dim) * pair_bytes));
+              static_cast<size_t>(tile_pair_bytes<Granularity, Bits>(head_dim)));
   const int32_t count = static_cast<int32_t>(rows.size());
   if constexpr (Bits == 16) {
     for (int32_t token = 0; token < count; ++token) {
@@ -66,7 +55,7 @@ void encode_side(row_span<Element> rows, int32_t head_dim, side_parameters<Stora
         fit_token<Granularity, Bits>(row, head_dim, given.magnitudes, token_pairs);
         quantize_row<Granularity, Bits>(row, head_dim, token_pairs, given.magnitudes, row_codes);
         for (int32_t group = 0; group < groups_per_token<Granularity>(head_dim); ++group) {
-          *token_pair(pairs, token, group) = token_pairs[group];
+          save_token_pair<Granularity, Bits>(pairs, token, group, token_pairs[group]);
         }
       }
       for (int32_t channel = 0; channel < head_dim; ++channel)
@@ -97,7 +86,7 @@ void decode_token(const uint32_t* codes, const affine_params<Storage>* pairs,
         Granularity::home == parameter_home::tile ? pairs : given.segment_pairs;
     if constexpr (Granularity::axis == parameter_axis::token) {
       for (int32_t group = 0; group < groups_per_token<Granularity>(head_dim); ++group)
-        token_pairs[group] = *token_pair(pairs, token, group);
+        token_pairs[group] = load_token_pair<Granularity, Bits>(pairs, token, group);
       row_pairs = token_pairs;
     }
     dequantize_row<Granularity, Bits>(row_codes, head_dim, row_pairs, given.magnitudes, out);

@@ -34,11 +34,10 @@
 
 #include <zipcache/config.hpp>
 #include <zipcache/core/numerics.hpp>
+#include <zipcache/core/shape.hpp>
 #include <zipcache/store/bit_pack.hpp>
 
 namespace zipcache {
-
-inline constexpr int32_t tile_tokens = 32;
 
 /// One tile word's place, from its lane and its number among the lane's `words_per_lane` words.
 ZIPCACHE_HOST_DEVICE constexpr int32_t lane_word_index(int32_t lane, int32_t word,
@@ -254,6 +253,16 @@ struct code_tile {
 /// that scores tokens g, g + 8, g + 16 and g + 24 reads their four pairs in one 16-byte load.
 ZIPCACHE_HOST_DEVICE constexpr int32_t token_parameter_slot(int32_t token) {
   return token % 8 * 4 + token / 8;
+}
+
+/// Where the zero of a token's compact pair lies: tokens 2 n and 2 n + 1 share a byte, and the
+/// bytes of one row's octets lie together, as its steps do.
+struct compact_zero_place {
+  int32_t byte;
+  int32_t shift;
+};
+ZIPCACHE_HOST_DEVICE constexpr compact_zero_place compact_zero_place_of(int32_t token) {
+  return {token % 8 / 2 * 4 + token / 8, 4 * (token % 2)};
 }
 
 static_assert(key_layout<4>::words(128) * 4 == 2048 && key_layout<2>::words(128) * 4 == 1024,

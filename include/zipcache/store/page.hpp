@@ -3,10 +3,10 @@
 //   [salient tiles][regular tiles][unused, or blocks: block_record.hpp]
 // Both classes share every page, in about the same mix, for two reasons: a last page that is partly
 // empty is paid once for a head instead of once for each class, and every page costs attention the
-// same time. With the paper's ratio and an interval of 160 tokens, three 4-bit and two 2-bit tiles
-// are a page (17024 bytes at head_dim 128), so a flush fills exactly one page of each head. A page
-// of rows (the window, sinks) holds R = page_bytes / (4 * head_dim) tokens of one KV head in 16
-// bits:
+// same time. With the paper's ratio and an interval of 160 tokens, two 4-bit tiles are a page, or
+// one and two 2-bit tiles (8336 bytes at head_dim 128), so a flush fills two pages of each head. A
+// page of rows (the window, sinks) holds R = page_bytes / (4 * head_dim) tokens of one KV head in
+// 16 bits:
 //   [keys, R x head_dim][values, R x head_dim][unused]
 #pragma once
 

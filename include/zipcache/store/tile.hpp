@@ -7,11 +7,13 @@
 //   key codes         0    .. 2047           0    .. 1023       order: layout.hpp
 //   value codes       2048 .. 4095           1024 .. 2047
 //   key parameters    none (segment)         none (segment)
-//   value parameters  4096 .. 4223           2048 .. 2175       32 x (step, min), slot
-//   token_parameter_slot(token) size              4224                   2176
-// Parameters that vary by token and group: pair of (token, group) at group * 32 + slot. By channel:
-// pair at channel. Unused tokens of the last tile have codes and parameters 0 when written, and may
-// hold anything when read.
+//   value parameters  4096 .. 4143           2048 .. 2095       32 steps of 8 bits, at slot
+//                                                               token_parameter_slot(token), then
+//                                                               32 zeros of 4: compact_zero_place
+//   size              4144                   2096
+// Parameters that vary by token and group, where they are not compact: pair of 4 bytes of (token,
+// group) at group * 32 + slot. By channel: pair at channel. Unused tokens of the last tile have
+// codes and parameters 0 when written, and may hold anything when read.
 //
 // Segment record of one head, in this order, each part present only if some class has such
 // parameters:
@@ -25,6 +27,7 @@
 
 #include <zipcache/policy/policies.hpp>
 #include <zipcache/quantize/affine.hpp>
+#include <zipcache/quantize/compact_pairs.hpp>
 #include <zipcache/quantize/granularity.hpp>
 #include <zipcache/store/layout.hpp>
 
@@ -46,6 +49,13 @@ ZIPCACHE_HOST_DEVICE constexpr int64_t tile_pairs(int32_t head_dim) {
 template <class Granularity, int Bits>
 ZIPCACHE_HOST_DEVICE constexpr int64_t segment_pairs(int32_t head_dim) {
   return has_pairs(Bits) && Granularity::home == parameter_home::segment ? head_dim : 0;
+}
+
+/// Bytes of a tile's pairs. Compact pairs of 32 tokens: 32 steps, then 32 zeros of half a byte.
+template <class Granularity, int Bits>
+ZIPCACHE_HOST_DEVICE constexpr int64_t tile_pair_bytes(int32_t head_dim) {
+  const int64_t pairs = tile_pairs<Granularity, Bits>(head_dim);
+  return has_compact_pairs<Granularity> ? pairs * 3 / 2 : pairs * pair_bytes;
 }
 
 /// What tiles and records have of one side: all of a group layout, nothing of a side that is coded
@@ -83,12 +93,10 @@ struct tile_record {
     return value_codes_offset(head_dim) + int64_t{4} * value_codes::words(head_dim);
   }
   ZIPCACHE_HOST_DEVICE static constexpr int64_t value_pairs_offset(int32_t head_dim) {
-    return key_pairs_offset(head_dim) +
-           pair_bytes * tile_pairs<key_granularity, key_bits>(head_dim);
+    return key_pairs_offset(head_dim) + tile_pair_bytes<key_granularity, key_bits>(head_dim);
   }
   ZIPCACHE_HOST_DEVICE static constexpr int64_t bytes(int32_t head_dim) {
-    return value_pairs_offset(head_dim) +
-           pair_bytes * tile_pairs<value_granularity, value_bits>(head_dim);
+    return value_pairs_offset(head_dim) + tile_pair_bytes<value_granularity, value_bits>(head_dim);
   }
   /// Bytes of the codes alone.
   ZIPCACHE_HOST_DEVICE static constexpr int64_t code_bytes(int32_t head_dim) {

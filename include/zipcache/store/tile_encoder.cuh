@@ -476,9 +476,9 @@ __device__ bool fit_staged_tokens(const staged_tile<Storage, Rows>& tile, int32_
         is_exceptional = true;
       }
     }
-    const affine_params<Storage> params = affine<Bits>::template fit<Storage>(range);
+    const affine_params<Storage> params = fit_pair<Granularity, Bits, Storage>(range);
     const affine_scale scale = affine<Bits>::widen(params);
-    *token_pair(pairs, tile.lane, group) = params;
+    save_lanes_pair<Granularity, Bits, 1>(pairs, tile.lane, group, params);
     tile.scales[group * tile_tokens + tile.lane] = {scale.min, scale.inverse_step};
   }
   return is_exceptional;

@@ -44,7 +44,7 @@ segment_shape<Policies> segment_of(int32_t num_kv_heads, int32_t head_dim, int64
           Policies::budget_policy::num_salient(num_tokens, budget)};
 }
 
-/// @throws argument_error  not a multiple of 64 that one tile fits into, or too large
+/// @throws argument_error  not a multiple of 16 that one tile fits into, or too large
 template <class Policies>
 int64_t planned_page_bytes(int64_t asked, const stream_options& options, int32_t head_dim) {
   if (asked == 0) return natural_page_bytes<Policies>(options, head_dim);
@@ -53,9 +53,9 @@ int64_t planned_page_bytes(int64_t asked, const stream_options& options, int32_t
       most(tiles::salient_tile_bytes(head_dim), tiles::regular_tile_bytes(head_dim));
   // The CPU keeps 16-bit rows in pages as well; the same sizes are refused on both.
   const int64_t least_bytes = most<int64_t>(largest_tile, int64_t{4} * head_dim);
-  if (asked < least_bytes || asked > (int64_t{256} << 10) || asked % 64 != 0) {
+  if (asked < least_bytes || asked > (int64_t{256} << 10) || asked % 16 != 0) {
     refuse("page_bytes", asked,
-           ("a multiple of 64 from " + std::to_string(least_bytes) +
+           ("a multiple of 16 from " + std::to_string(least_bytes) +
             ", which one tile needs, to 256 KiB")
                .c_str());
   }

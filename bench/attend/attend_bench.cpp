@@ -2,8 +2,6 @@
 // attention must read. `attend/cpu/<preset>` is one KV head on one thread; `attend/cpu/layer/...`
 // is a layer of 32 query heads and 8 KV heads on two threads, by every instruction set of this
 // processor.
-#include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -16,6 +14,7 @@
 
 #include "support/read_bandwidth.hpp"
 #include "support/segments.hpp"
+#include "support/step_timing.hpp"
 
 using namespace zipcache;
 
@@ -64,19 +63,11 @@ struct layer {
 
 template <class Policies>
 void time(benchmark::State& state, layer<Policies>& benched, int32_t num_threads) {
-  double fastest = 1e9;
-  for (auto _ : state) {
-    const auto start = std::chrono::steady_clock::now();
+  zipcache_bench::time_steps(state, [&] {
     benched.attend_all(num_threads);
     benchmark::DoNotOptimize(benched.out.data());
-    benchmark::ClobberMemory();
-    const std::chrono::duration<double, std::milli> passed =
-        std::chrono::steady_clock::now() - start;
-    fastest = std::min(fastest, passed.count());
-  }
+  });
   if (!is_finite(benched.lse[0])) state.SkipWithError("attention gave no finite log-sum-exp");
-  // On a machine that others use too, only the fastest of many steps had all of its cores.
-  state.counters["fastest_ms"] = fastest;
   state.SetItemsProcessed(state.iterations() * state.range(0));
   zipcache_bench::count_bytes(state, benched.bytes());
 }

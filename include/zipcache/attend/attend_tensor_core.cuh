@@ -455,8 +455,11 @@ class piece_worker {
     float scores[4];
     const row_pairs<typename tile::value_granularity, tile::value_bits, Storage> value_pairs(
         tile_bytes + tile::value_pairs_offset(HeadDim), row);
-    const row_pairs<typename tile::key_granularity, tile::key_bits, Storage> key_pairs(
-        tile_bytes + tile::key_pairs_offset(HeadDim), row);
+    const auto key_pairs = [&] {
+      if constexpr (keys_by_token)
+        return row_pairs<typename tile::key_granularity, tile::key_bits, Storage>(
+            tile_bytes + tile::key_pairs_offset(HeadDim), row);
+    };
     float steps[4];
     float mins[4];
 #pragma unroll
@@ -467,7 +470,7 @@ class piece_worker {
                              static_cast<float>(upper));
       const float octet_scale = scale * (1.0f / score_factor<tile::key_bits>(octet));
       if constexpr (keys_by_token) {
-        const float2 pair = key_pairs.of(octet);
+        const float2 pair = key_pairs().of(octet);
         scores[octet] = fmaf(dot * octet_scale, pair.x, pair.y * bias);
       } else {
         scores[octet] = fmaf(dot, octet_scale, bias);

@@ -65,11 +65,11 @@ stream_options resolve(const cache_options& options) {
   return resolved;
 }
 
-/// Half of a flush, where two such pages hold its tiles with at most 2 % of unused bytes, or 0. The
-/// rest of a prompt's last page, half a page on average, is then half as large: 1 % of 4096 tokens.
-/// Flushes below 16 KiB stay one page, since every page has an entry in a table to be read.
-inline int64_t half_of_flush(const page_plan& flush, int64_t flush_bytes) {
-  if (flush_bytes < 16384) return 0;
+/// Half of a flush, where two such pages hold its tiles with at most 2 % of unused bytes, or all of
+/// it. The rest of a prompt's last page, half a page on average, is then half as large: 1 % of 4096
+/// tokens. Flushes below 16 KiB stay one page, since every page has an entry in a table to be read.
+inline int64_t page_of_flush(const page_plan& flush, int64_t flush_bytes) {
+  if (flush_bytes < 16384) return flush_bytes;
   for (int64_t page = round_up<int64_t>(ceil_div<int64_t>(flush_bytes, 2), 16);
        2 * page <= flush_bytes + flush_bytes / 50; page += 16) {
     const page_plan halves =
@@ -77,7 +77,7 @@ inline int64_t half_of_flush(const page_plan& flush, int64_t flush_bytes) {
                         flush.salient_tiles, flush.regular_tiles);
     if (halves.num_pages == 2) return page;
   }
-  return 0;
+  return flush_bytes;
 }
 
 /// Bytes that one flush of one KV head needs, or half of them, blocks behind its tiles, and at
@@ -92,18 +92,14 @@ int64_t natural_page_bytes(const stream_options& options, int32_t head_dim) {
                        ceil_div<int64_t>(interval - salient, tile_tokens)};
   const int64_t flush =
       plan.salient_tiles * plan.salient_tile_bytes + plan.regular_tiles * plan.regular_tile_bytes;
-  // Beyond a few tiles a larger page only leaves a larger last page unfilled.
-  constexpr int64_t most_tiles = 16;
-  const int64_t largest_tile =
-      most(shape::salient_tile_bytes(head_dim), shape::regular_tile_bytes(head_dim));
-  constexpr int64_t most_block_bytes = int64_t{64} << 10;
-  const int64_t half =
-      block_record<Policies>::bytes({interval, head_dim, segment_origin::streamed}) == 0
-          ? half_of_flush(plan, flush)
-          : 0;
-  const int64_t tiles = half > 0 ? half : least(flush, most_tiles * largest_tile);
   const int64_t blocks =
       block_record<Policies>::bytes({interval, head_dim, segment_origin::streamed});
+  const int64_t largest_tile = most(plan.salient_tile_bytes, plan.regular_tile_bytes);
+  // Beyond a few tiles a larger page only leaves a larger last page unfilled.
+  constexpr int64_t most_tiles = 16;
+  constexpr int64_t most_block_bytes = int64_t{64} << 10;
+  int64_t tiles = least(flush, most_tiles * largest_tile);
+  if (tiles == flush && blocks == 0) tiles = page_of_flush(plan, flush);
   return round_up<int64_t>(most(round_up<int64_t>(tiles, 16) + least(blocks, most_block_bytes),
                                 most<int64_t>(largest_tile, 4 * head_dim)),
                            16);

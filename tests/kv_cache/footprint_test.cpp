@@ -160,7 +160,7 @@ TEST_CASE(
   for (int64_t first = 0; first < 4096; first += 512)
     subject.prefill(sequence, 0, {}, data.k.view(), data.v.view(), {.prompt_len = 4096});
   INFO("ratio right after a prompt of 4096 tokens: " << subject.footprint().ratio());
-  CHECK(subject.footprint().ratio() >= 4.83);  // 4.8319
+  CHECK(subject.footprint().ratio() >= 4.95);  // 4.9551
 }
 
 /// Bits per value after a prompt of 4096 tokens, of those that are compressed (not the window and

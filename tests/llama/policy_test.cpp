@@ -171,7 +171,8 @@ TEST_CASE("policies: the paper's ratio follows the share of salient tokens", "[l
     return find_policy(name).paper_ratio(shape, numbers, 4096).value();
   };
   CHECK(ratio_of("uncompressed") == Approx(1.0));
-  CHECK(ratio_of("paper") == Approx(4.98).margin(0.01));
+  // 4.98 at 60 %; of 4096 tokens 59.4 % are whole tiles.
+  CHECK(ratio_of("paper") == Approx(4.998).margin(0.005));
   CHECK(ratio_of("paper", {.salient_ratio = 1.0}) == Approx(ratio_of("uniform_4bit")));
 }
 

@@ -26,13 +26,17 @@ namespace axes = zipcache_test::axes;
 
 namespace {
 
-/// What a value loses at most to a pair of 12 bits: half of a step that is 1/16 too large, or, at
-/// the ends, what steps 1/16 too small leave out and half a unit of the minimum.
-double compact_bound(double low, double high, int bits) {
+/// What z loses at most to a pair of 12 bits: half of a step that is 1/16 too large, or, near the
+/// ends, what steps 1/16 too small leave out and half a unit of the minimum.
+double compact_bound(double z, double low, double high, int bits) {
   const double steps = std::ldexp(1.0, bits) - 1.0;
-  const double step = (std::fmax(high, 0.0) - std::fmin(low, 0.0)) / steps;
-  const double at_ends = std::ldexp(17.0 / 32, bits - 4) + steps / 16;
-  return step * std::fmax(17.0 / 32, at_ends) + (steps + 1) * 0x1p-18;  // of subnormal steps
+  const double lowest = std::fmin(low, 0.0), highest = std::fmax(high, 0.0);
+  const double step = (highest - lowest) / steps;
+  const double subnormal_steps = (steps + 1) * 0x1p-18;
+  const double at_ends = step * (std::ldexp(17.0 / 32, bits - 4) + steps / 16) + subnormal_steps;
+  const bool inside = z >= lowest + at_ends && z <= highest - at_ends;
+  const double rounding = step * 17.0 / 32 + subnormal_steps;
+  return inside ? rounding : std::fmax(rounding, at_ends);
 }
 
 /// One side (keys or values) of one head: the oracle's bound for every value.
@@ -91,7 +95,8 @@ void check_side(const Tokens& tokens, int32_t head, const std::vector<Storage>& 
         const double steps = std::ldexp(1.0, bits) - 1.0;
         const double magnitude = magnitudes[static_cast<size_t>(channel)];
         double half_step = (high - low) / steps / 2;
-        if constexpr (has_compact_pairs<granularity>) half_step = compact_bound(low, high, bits);
+        if constexpr (has_compact_pairs<granularity>)
+          half_step = compact_bound(exact / magnitude, low, high, bits);
         const double bound =
             magnitude * (half_step + 2 * unit * (std::fabs(low) + high - low)) * (1.0 + 2 * unit) +
             // subnormal steps and magnitudes of half

@@ -1,6 +1,6 @@
 // (step, min) in 12 instead of 32 bits: `compact_pairs<channel_separable_tokenwise>` has the groups
 // of the layout that it wraps, and a pair that is kept as
-//   step   8 bits: 5 of exponent and 3 of mantissa, the upper bits of a number of type half
+//   step   8 bits: short_scale.hpp
 //   zero   4 bits: min = -zero * step * 2^(bits - 4)
 // One pair a token costs 0.09 bits a value at head_dim 128 instead of 0.25. The range always holds
 // zero, so min is never above it; the step is the nearest one (within 1/16), the minimum the
@@ -14,6 +14,7 @@
 
 #include <zipcache/quantize/affine.hpp>
 #include <zipcache/quantize/granularity.hpp>
+#include <zipcache/quantize/short_scale.hpp>
 
 namespace zipcache {
 
@@ -55,10 +56,6 @@ struct compact_affine {
   /// 4096, so that every minimum is finite in half.
   static constexpr uint32_t largest_step = 0xd8;
 
-  ZIPCACHE_HOST_DEVICE static float step_of(uint32_t step) {
-    return to_float(half{static_cast<uint16_t>(step << 7)});
-  }
-
   /// The pair of a group; an empty range gives zeros.
   ZIPCACHE_HOST_DEVICE static compact_pair fit(value_range r) {
     if (r.empty()) return {0, 0};
@@ -66,18 +63,16 @@ struct compact_affine {
     const float highest = most(r.highest, 0.0f);
     // Halves, since two finite floats can be further apart than the largest one.
     const float exact = divide(highest * 0.5f - lowest * 0.5f, 0.5f * static_cast<float>(max_code));
-    const float limit = step_of(largest_step);
-    const uint32_t rounded = (from_float<half>(exact < limit ? exact : limit).bits + 0x40u) >> 7;
-    const uint32_t step = rounded < largest_step ? rounded : largest_step;
+    const uint32_t step = short_scale_of(exact, largest_step);
     if (step == 0) return {0, 0};
-    const float zero = divide(-lowest, step_of(step) * unit) + 0.5f;
+    const float zero = divide(-lowest, widen_short_scale(step) * unit) + 0.5f;
     return {static_cast<uint8_t>(step), static_cast<uint8_t>(zero < 15.0f ? zero : 15.0f)};
   }
 
   /// What the pair stands for. Exact.
   template <class Storage>
   ZIPCACHE_HOST_DEVICE static affine_params<Storage> widen(compact_pair pair) {
-    const float step = step_of(pair.step);
+    const float step = widen_short_scale(pair.step);
     return {from_float<Storage>(step),
             from_float<Storage>(0.0f - step * (unit * static_cast<float>(pair.zero)))};
   }

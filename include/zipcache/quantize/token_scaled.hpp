@@ -5,8 +5,8 @@
 // With a rotation in front, rotated<token_scaled<...>>, this is the core of OScaR (2025); the same
 // imbalance is what OTT and sinks answer by keeping such tokens in 16 bits.
 //
-// t_i is the token's root mean square in 8 bits (the upper bits of a half: within 1/16, at least
-// 2^-17). x is divided by the rounded t_i, so rounding it loses nothing.
+// t_i is the token's root mean square in 8 bits (short_scale.hpp), at least 2^-17. x is divided by
+// the rounded t_i, so rounding it loses nothing.
 //
 // Block: the inner codec's block, then scales [num_tokens] of one byte.
 #pragma once
@@ -18,8 +18,8 @@
 #include <vector>
 
 #include <zipcache/core/numerics.hpp>
-#include <zipcache/core/types.hpp>
 #include <zipcache/quantize/block_codec.hpp>
+#include <zipcache/quantize/short_scale.hpp>
 
 namespace zipcache {
 
@@ -64,7 +64,7 @@ struct token_scaled {
 
  private:
   static float widen(std::byte scale) {
-    return to_float(half{static_cast<uint16_t>(std::to_integer<uint32_t>(scale) << 7)});
+    return widen_short_scale(std::to_integer<uint32_t>(scale));
   }
 
   /// Values that are not finite are left out. From 61440 on the scale stays what it is.
@@ -72,11 +72,9 @@ struct token_scaled {
     double sum = 0.0;
     for (int32_t channel = 0; channel < head_dim; ++channel)
       if (is_finite(row[channel])) sum += static_cast<double>(row[channel]) * row[channel];
-    constexpr float largest = 61440.0f;
-    const double root = std::sqrt(sum / head_dim);
-    const float rms = root < largest ? static_cast<float>(root) : largest;
-    const uint32_t rounded = (from_float<half>(rms).bits + 0x40u) >> 7;
-    return static_cast<std::byte>(rounded < 1u ? 1u : (rounded > 0xf7u ? 0xf7u : rounded));
+    constexpr uint32_t largest = 0xf7;  // 61440
+    const auto rms = static_cast<float>(std::sqrt(sum / head_dim));
+    return static_cast<std::byte>(most(1u, short_scale_of(rms, largest)));
   }
 };
 

@@ -181,6 +181,56 @@ TEST_CASE("kv_cache: a ragged batch on CUDA gives what its sequences give alone"
   REQUIRE(no_mass);
 }
 
+// With more (sequences, KV heads) than blocks, a block begins with the next one where its ring of
+// tiles happens to be.
+TEST_CASE("kv_cache: a batch of more sequences than blocks on CUDA gives what they give alone",
+          "[kv_cache][cuda][batch]") {
+  const int32_t num_items = zipcache::detail::attend_max_blocks();
+  auto cache = make_cache(num_items);
+  const int32_t originals[] = {5, 4, 3};
+  std::vector<device_tokens<f16>> data;
+  std::vector<zipcache::sequence_id> ids;
+  for (const int32_t i : originals) {
+    data.emplace_back(data_of(i));
+    ids.push_back(cache.create());
+    prefill(cache, ids.back(), data.back(), prompts[i]);
+  }
+  while (ids.size() < static_cast<size_t>(num_items))
+    ids.push_back(cache.fork(ids[ids.size() % 3]));
+  const int64_t row = int64_t{shape.num_qo_heads} * shape.head_dim;
+  const auto attend = [&](const std::vector<zipcache::sequence_id>& members, size_t first) {
+    const auto count = static_cast<int64_t>(members.size());
+    auto q = poisoned<f16>(static_cast<size_t>(count * row));
+    auto out = poisoned<f16>(static_cast<size_t>(count * row));
+    auto lse = poisoned<float>(static_cast<size_t>(count * shape.num_qo_heads));
+    for (int64_t item = 0; item < count; ++item) {
+      const size_t i = (first + static_cast<size_t>(item)) % 3;
+      zipcache::detail::check_cuda(
+          "cudaMemcpy",
+          cudaMemcpy(q.data() + item * row, data[i].q_row(prompts[originals[i]]),
+                     static_cast<size_t>(row) * sizeof(f16), cudaMemcpyDeviceToDevice));
+    }
+    cache.attend(cache.make_batch(members), 0, q.data(), out.data(), lse.data());
+    cache.check();
+    return std::pair(download(out), download(lse));
+  };
+  const auto together = attend(ids, 0);
+  for (size_t i = 0; i < 3; ++i) {
+    const auto alone = attend({ids[i]}, i);
+    const outputs<f16> expected = outputs_of<f16>(shape, 1, alone.first, alone.second);
+    const token_data<f16>& tokens = data_of(originals[i]);
+    const magnitudes<f16> largest(tokens);
+    for (size_t item = i; item < ids.size(); item += 3) {
+      INFO("item " << item);
+      const auto out = together.first.begin() + static_cast<int64_t>(item) * row;
+      const auto lse = together.second.begin() + static_cast<int64_t>(item) * shape.num_qo_heads;
+      check_outputs(shape, tokens, largest, prompts[originals[i]],
+                    outputs_of<f16>(shape, 1, {out, out + row}, {lse, lse + shape.num_qo_heads}),
+                    expected);
+    }
+  }
+}
+
 TEST_CASE("kv_cache: the order of a batch on CUDA does not matter", "[kv_cache][cuda][batch]") {
   const auto ascending = run({0, 1, 2, 3, 4, 5, 6});
   const auto shuffled = run({5, 0, 3, 6, 1, 4, 2});

@@ -13,6 +13,7 @@
 #include <zipcache/attend/attend_tensor_core.cuh>
 #include <zipcache/core/cuda.cuh>
 #include <zipcache/core/head_dims.cuh>
+#include <zipcache/core/launch.cuh>
 #include <zipcache/core/shape.hpp>
 
 namespace zipcache {
@@ -28,7 +29,8 @@ namespace detail {
 /// A kernel with the shared memory it needs, ready to be launched.
 template <class Policies, class Storage>
 struct attend_kernel {
-  void (*function)(device_layer<Policies, Storage>, attend_batch<Storage>, attend_workspace);
+  void (*function)(device_layer<Policies, Storage>, attend_batch<Storage>, attend_division,
+                   attend_workspace);
   size_t shared_bytes;
 };
 
@@ -111,12 +113,13 @@ void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
           "cudaFuncSetAttribute",
           cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(kernel.shared_bytes)));
-      const dim3 grid(
-          static_cast<unsigned>(max_blocks / detail::most_attend_blocks *
-                                detail::attend_tuning<HeadDim>::blocks_per_multiprocessor));
-      kernel.function<<<grid, detail::attend_threads, kernel.shared_bytes, backend.stream>>>(
-          layer, part, parts);
-      detail::check_launch("the attend kernel");
+      const int32_t blocks = max_blocks / detail::most_attend_blocks *
+                             detail::attend_tuning<HeadDim>::blocks_per_multiprocessor;
+      const auto division = detail::attend_division::make(
+          part.num_items * layer.num_kv_heads, blocks, ceil_div(layer.group(), detail::pass_heads));
+      detail::launch_closely("the attend kernel", kernel.function, static_cast<unsigned>(blocks),
+                             detail::attend_threads, kernel.shared_bytes, backend.stream, layer,
+                             part, division, parts);
     }
   });
 }

@@ -219,18 +219,20 @@ class general_worker {
 template <class Policies, class Storage, int32_t HeadDim>
 static __global__ void __launch_bounds__(attend_threads)
     attend_general_kernel(device_layer<Policies, Storage> layer, attend_batch<Storage> batch,
-                          attend_workspace workspace) {
+                          attend_division division, attend_workspace workspace) {
   extern __shared__ __align__(128) std::byte dynamic_memory[];
   general_shared<HeadDim>& shared = *reinterpret_cast<general_shared<HeadDim>*>(dynamic_memory);
   uint32_t* const prefix =
       reinterpret_cast<uint32_t*>(dynamic_memory + round_up<size_t>(sizeof(shared), 16));
   const int32_t group = layer.group();
-  const int32_t passes = ceil_div(group, pass_heads);
+  const auto passes = static_cast<int32_t>(division.passes);
   const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
-  for_each_piece(layer, batch, passes, shared.tasks, prefix, [&] {
+  const auto nothing = [](auto...) {};
+  wait_for_earlier_kernels();
+  for_each_piece(layer, batch, division, shared.tasks, prefix, nothing, nothing, [&] {
     const attend_piece& piece = shared.tasks.piece;
     const sequence_counts& count = shared.tasks.count;
-    const int32_t sequence = batch.sequences[piece.item];
+    const int32_t sequence = piece.sequence;
     const Storage* rows = batch.q + (static_cast<int64_t>(piece.item) * layer.num_qo_heads +
                                      piece.head * group + pass * pass_heads) *
                                         HeadDim;

@@ -239,7 +239,7 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
   const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
   const auto team = blockIdx.x / static_cast<uint32_t>(passes);
   const int32_t group = layer.group();
-  const int32_t head = static_cast<int32_t>(threadIdx.x) / 32;
+  const int32_t head = thread_of_block() / 32;
   const bool has_head = head < least(Heads, group - pass * Heads);
   head_state<HeadDim> merged;
   if (has_head) merged = merge_warps<HeadDim>(states, out_of, head);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include <zipcache/core/launch.cuh>
 #include <zipcache/detail/warp.cuh>
 #include <zipcache/store/device_layer.cuh>
 
@@ -66,6 +67,7 @@ __device__ inline int32_t units_of(const device_layer<Policies, Storage>& layer,
 /// One stretch of one (item, KV head), for the pass of the block.
 struct attend_piece {
   int32_t item;
+  int32_t sequence;  ///< of the item
   int32_t head;
   int32_t first;  ///< units [first, last) of the sequence; may be none
   int32_t last;
@@ -229,8 +231,34 @@ __device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
   }
 }
 
-/// The pieces of a block, one after the other, in shared memory: the block's first warp finds them
-/// for all, since the same instructions in every warp would only take turns.
+/// What the host knows of how a launch divides its work: nothing of lengths, which are on the
+/// device only.
+struct attend_division {
+  uint32_t passes = 1;  ///< over the query heads of a KV head
+  uint32_t max_teams = 0;
+  uint32_t teams_for_each = 0;  ///< of every (item, head) where all items are equally long; 0: the
+                                ///< line of units is cut without regard to where they begin
+
+  /// @param slots  (items, heads)
+  /// Up to one team in eight may be left without work where that keeps (items, heads) apart.
+  static attend_division make(int32_t slots, int32_t blocks, int32_t passes) {
+    const int32_t max_teams = blocks / passes;
+    const int32_t for_each = max_teams / slots;
+    const bool suits = for_each * slots >= max_teams - max_teams / 8;
+    return {static_cast<uint32_t>(passes), static_cast<uint32_t>(max_teams),
+            suits ? static_cast<uint32_t>(for_each) : 0u};
+  }
+};
+
+/// A thread's number in the block, of which the compiler knows nothing: what is computed from it
+/// stays where it is needed, instead of being kept for later in registers that there are not.
+__device__ __forceinline__ int32_t thread_of_block() {
+  int32_t thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+/// The pieces of a block, one after the other, in shared memory.
 struct attend_tasks {
   attend_line line;
   uint32_t unit;  ///< what is left of the block's stretch: [unit, end)
@@ -241,65 +269,72 @@ struct attend_tasks {
   sequence_counts count;
 
   /// Where all items are equally long, `teams_for_each` teams work on each (item, head), which is
-  /// known before any length is: so the block's own counts are on their way together with those
-  /// that must be equal to them, and nothing is left to search. False if lengths differ or do not
-  /// suit. One warp.
-  template <class Policies, class Storage>
+  /// known before any length is. So the block's own counts are on their way together with those
+  /// that must be equal to them, `start(sequence, item, head)` may begin with what needs no length,
+  /// and nothing is left to search. False if lengths differ or do not suit. Whole block.
+  template <class Policies, class Storage, class Start>
   __device__ bool begin_equal(const device_layer<Policies, Storage>& layer,
-                              const attend_batch<Storage>& batch, int32_t passes) {
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+                              const attend_batch<Storage>& batch, const attend_division& division,
+                              Start&& start) {
+    const uint32_t for_each = division.teams_for_each;
+    if (for_each == 0) return false;
     const auto heads = static_cast<uint32_t>(layer.num_kv_heads);
-    const uint32_t max_teams = gridDim.x / static_cast<uint32_t>(passes);
-    const uint32_t team = blockIdx.x / static_cast<uint32_t>(passes);
-    const uint32_t slots = static_cast<uint32_t>(batch.num_items) * heads;
-    if (slots > max_teams) return false;
-    const uint32_t teams_for_each = max_teams / slots;
-    if (teams_for_each * slots < max_teams - max_teams / 8) return false;
-    const uint32_t slot = team / teams_for_each;
-    const bool works = slot < slots;
+    const uint32_t team = blockIdx.x / division.passes;
+    const uint32_t slot = team / for_each;
+    const bool works = slot < static_cast<uint32_t>(batch.num_items) * heads;
     const uint32_t item = works ? slot / heads : 0;
-    const sequence_counts own = counts_of(layer, batch, static_cast<int32_t>(item));
-    bool equal = true;
+    const uint32_t head = works ? slot - item * heads : 0;
+    // Two latencies for all: both sequences are asked for, then the counts of both.
+    auto other = static_cast<int32_t>(threadIdx.x);
+    const int32_t sequence = batch.sequences[item];
+    int32_t other_sequence = other < batch.num_items ? batch.sequences[other] : -1;
+    if (works) start(sequence, static_cast<int32_t>(item), static_cast<int32_t>(head));
+    const sequence_counts own = layer.counts[sequence];
+    int32_t other_units = other_sequence >= 0 ? units_of(layer, layer.counts[other_sequence]) : -1;
     const int32_t units = units_of(layer, own);
-#pragma unroll 2
-    for (int32_t first = 0; first < batch.num_items; first += 32) {
-      const int32_t other = least(first + lane, batch.num_items - 1);
-      equal = equal && units_of(layer, counts_of(layer, batch, other)) == units;
+    bool equal = static_cast<uint32_t>(units) >= for_each;
+#pragma unroll 1
+    while (other_sequence >= 0) {
+      equal = equal && other_units == units;
+      other += attend_threads;
+      other_sequence = other < batch.num_items ? batch.sequences[other] : -1;
+      if (other_sequence >= 0) other_units = units_of(layer, layer.counts[other_sequence]);
     }
-    if (!__all_sync(whole_warp, equal) || static_cast<uint32_t>(units) < teams_for_each)
-      return false;
-    if (lane != 0) return true;
-    const uint32_t part = team - slot * teams_for_each;
-    const uint32_t size = static_cast<uint32_t>(units) / teams_for_each;
-    const uint32_t larger = static_cast<uint32_t>(units) - size * teams_for_each;
-    const uint32_t first = size * part + least(part, larger);
-    unit = end = 0;
-    all_equal = true;
-    some = works;
-    piece.item = static_cast<int32_t>(item);
-    piece.head = static_cast<int32_t>(slot - item * heads);
-    piece.first = static_cast<int32_t>(first);
-    piece.last = static_cast<int32_t>(first + size + (part < larger ? 1 : 0));
-    piece.first_team = slot * teams_for_each;
-    piece.last_team = piece.first_team + teams_for_each - 1;
-    piece.begins = part == 0;
-    count = own;
-    return true;
+    if (threadIdx.x == 0) {
+      const uint32_t part = team - slot * for_each;
+      const uint32_t size = static_cast<uint32_t>(units) / for_each;
+      const uint32_t larger = static_cast<uint32_t>(units) - size * for_each;
+      const uint32_t first = size * part + least(part, larger);
+      unit = end = 0;
+      all_equal = true;
+      some = works;
+      piece.item = static_cast<int32_t>(item);
+      piece.sequence = sequence;
+      piece.head = static_cast<int32_t>(head);
+      piece.first = static_cast<int32_t>(first);
+      piece.last = static_cast<int32_t>(first + size + (part < larger ? 1 : 0));
+      piece.first_team = slot * for_each;
+      piece.last_team = piece.first_team + for_each - 1;
+      piece.begins = part == 0;
+      count = own;
+    }
+    return __syncthreads_and(equal) != 0;
   }
-  /// Any lengths. One warp.
+  /// Any lengths. The block's first warp, since the same instructions in every warp would only take
+  /// turns.
   template <class Policies, class Storage>
   __device__ void begin(const device_layer<Policies, Storage>& layer,
-                        const attend_batch<Storage>& batch, int32_t passes, uint32_t* prefix) {
-    const uint32_t max_teams = gridDim.x / static_cast<uint32_t>(passes);
-    const uint32_t team = blockIdx.x / static_cast<uint32_t>(passes);
-    const attend_line planned = plan_line(layer, batch, max_teams, prefix);
+                        const attend_batch<Storage>& batch, const attend_division& division,
+                        uint32_t* prefix) {
+    const uint32_t team = blockIdx.x / division.passes;
+    const attend_line planned = plan_line(layer, batch, division.max_teams, prefix);
     if (threadIdx.x % 32 != 0) return;
     line = planned;
     unit = line.begin_of(team);
-    end = team < max_teams ? line.begin_of(team + 1) : unit;
+    end = team < division.max_teams ? line.begin_of(team + 1) : unit;
     all_equal = false;
   }
-  /// One warp.
+  /// The block's first warp.
   template <class Policies, class Storage>
   __device__ void next(const device_layer<Policies, Storage>& layer,
                        const attend_batch<Storage>& batch, const uint32_t* prefix) {
@@ -307,26 +342,33 @@ struct attend_tasks {
     some = unit < end;
     if (!some) return;
     piece = find_piece(line, prefix, batch.num_items, layer.num_kv_heads, unit, end);
-    count = counts_of(layer, batch, piece.item);
+    piece.sequence = batch.sequences[piece.item];
+    count = layer.counts[piece.sequence];
   }
 };
 
 /// Calls work() for every piece of the block, with all its threads. `prefix` [num_items + 1] in
-/// shared memory.
-template <class Policies, class Storage, class Work>
+/// shared memory. start(sequence, item, head): see begin_equal; it was called for the piece where
+/// `tasks.all_equal`. Where it was called in vain, give_up() comes before the first piece.
+template <class Policies, class Storage, class Start, class GiveUp, class Work>
 __device__ void for_each_piece(const device_layer<Policies, Storage>& layer,
-                               const attend_batch<Storage>& batch, int32_t passes,
-                               attend_tasks& tasks, uint32_t* prefix, Work&& work) {
-  const bool finds = threadIdx.x < 32;
-  bool found = finds && tasks.begin_equal(layer, batch, passes);
-  if (finds && !found) tasks.begin(layer, batch, passes, prefix);
+                               const attend_batch<Storage>& batch, const attend_division& division,
+                               attend_tasks& tasks, uint32_t* prefix, Start&& start,
+                               GiveUp&& give_up, Work&& work) {
+  if (!tasks.begin_equal(layer, batch, division, start)) {
+    give_up();
+    if (threadIdx.x < 32) tasks.begin(layer, batch, division, prefix);
+    __syncthreads();
+  }
 #pragma unroll 1
   for (;;) {
-    if (finds && !found) tasks.next(layer, batch, prefix);
-    found = false;
-    __syncthreads();
+    if (!tasks.all_equal) {
+      if (thread_of_block() < 32) tasks.next(layer, batch, prefix);
+      __syncthreads();
+    }
     if (!tasks.some) break;
     work();
+    if (tasks.all_equal) return;
     __syncthreads();
   }
   if (!tasks.all_equal) write_empty_items(layer, batch, prefix);

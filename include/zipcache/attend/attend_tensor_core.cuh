@@ -105,18 +105,20 @@ struct ring_place {
   static constexpr int32_t first = Own ? Tuning::stages : 0;
   static constexpr int32_t size = Own ? Tuning::own_stages : Tuning::stages;
   int32_t slot = first;
-  uint32_t parity = 0;
+  uint32_t parities = 0;  // one bit a slot: flips with every use
 
+  /// Every piece begins with the first slot, so that it is known which ones are free.
+  __device__ __forceinline__ void restart() { slot = first; }
+  __device__ __forceinline__ uint32_t parity() const { return parities >> slot & 1u; }
   /// The slot `count` places ahead, at most all.
   __device__ __forceinline__ int32_t ahead(int32_t count) const {
     const int32_t target = slot + count;
     return target < first + size ? target : target - size;
   }
   __device__ __forceinline__ void advance() {
+    parities ^= 1u << slot;
     ++slot;
-    if (slot < first + size) return;
-    slot = first;
-    parity ^= 1u;
+    if (slot == first + size) slot = first;
   }
 };
 
@@ -141,24 +143,38 @@ class piece_worker {
                 "zipcache: the tensor core kernel takes codes or 16-bit values, not both");
 
   __device__ piece_worker(const device_layer<Policies, Storage>& layer,
-                          const attend_batch<Storage>& batch, int32_t pass, shared_memory& shared,
+                          const attend_batch<Storage>& batch, shared_memory& shared,
                           place<false>& ring, place<true>& own_ring)
       : layer_(layer),
         shared_(shared),
         piece_(shared.tasks.piece),
         count_(shared.tasks.count),
-        pass_(pass),
-        sequence_(batch.sequences[piece_.item]),
+        sequence_(piece_.sequence),
         visible_window_(count_.window - (batch.hidden != nullptr ? batch.hidden[piece_.item] : 0)),
-        warp_(static_cast<int32_t>(threadIdx.x) / 32),
-        lane_(static_cast<int32_t>(threadIdx.x) % 32),
         ring_(ring),
-        own_ring_(own_ring) {}
+        own_ring_(own_ring) {
+    const int32_t thread = thread_of_block();
+    warp_ = thread / 32;
+    lane_ = thread % 32;
+  }
 
-  /// Everything of the piece; at the end the warp's state is in shared memory.
-  __device__ void run(const attend_batch<Storage>& batch) {
+  /// Starts copying the queries of the pass and, for codes, the prompt's record to shared memory,
+  /// ahead of all tiles, which would make them wait. Whole block.
+  __device__ static void fetch(const device_layer<Policies, Storage>& layer,
+                               const attend_batch<Storage>& batch, int32_t pass,
+                               shared_memory& shared, int32_t sequence, int32_t item,
+                               int32_t head) {
+    fetch_queries(layer, batch, pass, shared, item, head);
+    if (!has_row_class && layer.max_segments > 0)
+      fetch_prompt_record(shared, layer.record_of(sequence, 0, head));
+  }
+
+  /// Everything of the piece, for which `fetch` was called; at the end the warp's state is in
+  /// shared memory.
+  __device__ void run() {
     state_.begin_segment();
-    fetch_queries(batch);
+    ring_.restart();
+    own_ring_.restart();
     if constexpr (has_row_class) {
       wait_for_queries();
     } else {
@@ -190,27 +206,26 @@ class piece_worker {
     }
   }
 
-  /// Starts copying the queries of the pass to shared memory, eight channels a thread at a time;
-  /// heads that the pass does not have become zero. Whole block.
-  __device__ void fetch_queries(const attend_batch<Storage>& batch) {
-    const int32_t group = layer_.group();
-    const int32_t heads = least(pass_heads, group - pass_ * pass_heads);
-    const Storage* rows = batch.q + (static_cast<int64_t>(piece_.item) * layer_.num_qo_heads +
-                                     piece_.head * group + pass_ * pass_heads) *
+  /// Eight channels a thread at a time; heads that the pass does not have become zero.
+  __device__ static void fetch_queries(const device_layer<Policies, Storage>& layer,
+                                       const attend_batch<Storage>& batch, int32_t pass,
+                                       shared_memory& shared, int32_t item, int32_t head) {
+    const int32_t group = layer.group();
+    const int32_t heads = least(pass_heads, group - pass * pass_heads);
+    const Storage* rows = batch.q + (static_cast<int64_t>(item) * layer.num_qo_heads +
+                                     head * group + pass * pass_heads) *
                                         HeadDim;
     for (int32_t i = static_cast<int32_t>(threadIdx.x) * 8; i < pass_heads * HeadDim;
          i += attend_threads * 8) {
       const bool some = i < heads * HeadDim;
-      copy_16_bytes(&shared_.queries.rows[i / HeadDim][i % HeadDim], some ? rows + i : rows, some);
+      copy_16_bytes(&shared.queries.rows[i / HeadDim][i % HeadDim], some ? rows + i : rows, some);
     }
   }
-  /// Likewise the prompt's record, ahead of all tiles, which would make it wait.
-  __device__ void fetch_prompt_record() {
-    const std::byte* record = layer_.record_of(sequence_, 0, piece_.head);
-    copy_bytes(shared_.prompt_record(), record,
+  __device__ static void fetch_prompt_record(shared_memory& shared, const std::byte* record) {
+    copy_bytes(shared.prompt_record(), record,
                static_cast<int32_t>(segment_record<Policies>::bytes(HeadDim)));
     if constexpr (has_value_magnitudes) {
-      copy_bytes(shared_.value_magnitudes,
+      copy_bytes(shared.value_magnitudes,
                  record + segment_record<Policies>::value_magnitudes_offset(HeadDim),
                  HeadDim * static_cast<int32_t>(sizeof(Storage)));
     }
@@ -274,7 +289,6 @@ class piece_worker {
     ring_slot::order_after_stores();
     if (piece_.first < prompt_end) {
       // The first tiles are on their way while the queries are prepared.
-      fetch_prompt_record();
       list<false> tiles(layer_, count_, table, piece_.first, prompt_end, warp_);
       start_ring(tiles, ring_);
       wait_for_queries();
@@ -310,7 +324,7 @@ class piece_worker {
     for (; pending_ > 0; --pending_) {
       ring_slot& slot = shared_.slots[warp_][ring.slot];
       const tile_mark mark = slot.mark;
-      slot.wait(ring.parity, pending_ - 1);
+      slot.wait(ring.parity(), pending_ - 1);
       if (!tiles.ready()) tiles.refill();
       if (tiles.ready()) issue(tiles, ring);
       if (mark.word >> 6 != at_.word >> 6) go_to<Own>(mark);
@@ -635,7 +649,6 @@ class piece_worker {
   shared_memory& shared_;
   const attend_piece& piece_;
   const sequence_counts& count_;
-  int32_t pass_;
   int32_t sequence_;
   int32_t visible_window_;
   int32_t warp_;
@@ -653,30 +666,40 @@ class piece_worker {
 /// Decode attention of a batch over all cached tokens.
 /// grid: any number of blocks; each has an equal stretch of the units (attend_schedule.cuh)
 /// warp: a share of the stretch's tiles, by itself; states meet in shared memory at the end of a
-/// (sequence, head) lane: query head lane % 4, tokens and channels lane / 4 + 8 * n memory:
-/// attend_shared, and the prefix sums of the batch behind it
+/// (sequence, head)
+/// lane: query head lane % 4, tokens and channels lane / 4 + 8 * n
+/// memory: attend_shared, and the prefix sums of the batch behind it
 template <class Policies, class Storage, int32_t HeadDim>
 static __global__ void __launch_bounds__(attend_threads,
                                          attend_tuning<HeadDim>::blocks_per_multiprocessor)
     attend_tensor_core_kernel(device_layer<Policies, Storage> layer, attend_batch<Storage> batch,
-                              attend_workspace workspace) {
+                              attend_division division, attend_workspace workspace) {
   extern __shared__ __align__(128) std::byte dynamic_memory[];
   using shared_memory = attend_shared<Policies, Storage, HeadDim>;
+  using worker = piece_worker<Policies, Storage, HeadDim>;
   shared_memory& shared = *reinterpret_cast<shared_memory*>(dynamic_memory);
   uint32_t* const prefix = reinterpret_cast<uint32_t*>(dynamic_memory + sizeof(shared_memory));
-  const int32_t passes = ceil_div(layer.group(), pass_heads);
-  const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
   if (threadIdx.x < attend_warps * attend_tuning<HeadDim>::slots)
     shared.slots[0][threadIdx.x].init();
   ring_place<attend_tuning<HeadDim>, false> ring;
   ring_place<attend_tuning<HeadDim>, true> own_ring;
-  for_each_piece(layer, batch, passes, shared.tasks, prefix, [&] {
-    piece_worker<Policies, Storage, HeadDim> worker(layer, batch, pass, shared, ring, own_ring);
-    worker.run(batch);
-    finish_piece<HeadDim>(
-        layer, batch, workspace, shared.tasks.piece, shared.states,
-        [&](int32_t warp) { return shared.out_of(warp); }, passes, &shared.arrival);
-  });
+  const auto pass = [&] { return static_cast<int32_t>(blockIdx.x % division.passes); };
+  const auto fetch = [&](int32_t sequence, int32_t item, int32_t head) {
+    worker::fetch(layer, batch, pass(), shared, sequence, item, head);
+  };
+  let_next_kernel_begin();
+  wait_for_earlier_kernels();
+  for_each_piece(
+      layer, batch, division, shared.tasks, prefix, fetch, [] { wait_for_copies(); },
+      [&] {
+        const attend_piece& piece = shared.tasks.piece;
+        if (!shared.tasks.all_equal) fetch(piece.sequence, piece.item, piece.head);
+        worker(layer, batch, shared, ring, own_ring).run();
+        finish_piece<HeadDim>(
+            layer, batch, workspace, piece, shared.states,
+            [&](int32_t warp) { return shared.out_of(warp); },
+            static_cast<int32_t>(division.passes), &shared.arrival);
+      });
 }
 
 }  // namespace zipcache::detail

@@ -137,7 +137,7 @@ void report(const ablate_options& options, const std::vector<const experiment*>&
 struct ablation_material {
   std::vector<int> tokens;                                                   // of the text
   std::map<std::pair<int, int>, std::vector<std::span<const int>>> windows;  // [context, generated]
-  std::vector<line_retrieval_prompt> prompts;
+  std::map<std::pair<int, int>, std::vector<line_retrieval_prompt>> prompts;  // [lines, count]
 };
 
 void draw_all_windows(const ablate_options& options,
@@ -146,6 +146,9 @@ void draw_all_windows(const ablate_options& options,
   const auto& settings = options.settings;
   for (const auto* experiment : experiments) {
     const int generated = experiment->generated > 0 ? experiment->generated : settings.generated;
+    if (!experiment->reads_windows) {
+      continue;
+    }
     for (const int context : settings.contexts) {
       try {
         check_context(context, generated, context_length);
@@ -158,6 +161,18 @@ void draw_all_windows(const ablate_options& options,
         throw std::invalid_argument("experiment " + experiment->name + ", which decodes " +
                                     std::to_string(generated) + " tokens: " + error.what());
       }
+    }
+  }
+}
+
+void make_all_prompts(const ablation_settings& settings, const std::vector<ablation_cell>& cells,
+                      const tokenizer& tokenizer, int context_length, ablation_material& material) {
+  for (const auto& cell : cells) {
+    const int lines = cell.key.lines;
+    const int count = cell.key.line_prompts;
+    if (count > 0 && !material.prompts.contains({lines, count})) {
+      material.prompts[{lines, count}] =
+          comparison_prompts(lines, count, settings.seed, tokenizer, context_length);
     }
   }
 }
@@ -222,13 +237,22 @@ comparison_input input_of(const ablation_batch& batch, const ablation_material& 
   input.numbers = numbers;
   input.context = key.context;
   input.generated = key.generated;
-  input.windows = material.windows.at({key.context, key.generated});
+  if (key.windows > 0) {
+    input.windows = material.windows.at({key.context, key.generated});
+  }
   if (key.line_prompts > 0) {
-    input.prompts = material.prompts;
+    input.prompts = material.prompts.at({key.lines, key.line_prompts});
   }
   input.timed_tokens = timed_tokens;
   input.kl_stretch = ablation_stretch;
   return input;
+}
+
+std::string material_of(const ablation_cell& cell) {
+  const auto& key = cell.key;
+  return key.windows > 0
+             ? std::to_string(key.context) + " + " + std::to_string(key.generated) + " tokens"
+             : "prompts of " + std::to_string(key.lines) + " lines";
 }
 
 std::string names_of(const ablation_batch& batch) {
@@ -250,15 +274,14 @@ void measure(ablate_options options, const std::vector<const experiment*>& exper
   const tokenizer tokenizer(file);
   material.tokens = tokenizer.encode(text);
   draw_all_windows(options, experiments, parameters.context_length, material);
-  material.prompts = comparison_prompts(settings.lines, settings.line_prompts, settings.seed,
-                                        tokenizer, parameters.context_length);
   name_inputs(options, settings);
+  const auto cells = plan_cells(experiments, settings);
+  make_all_prompts(settings, cells, tokenizer, parameters.context_length, material);
   thread_pool pool(options.threads);
   const attention_shape shape{parameters.num_layers, parameters.num_qo_heads,
                               parameters.num_kv_heads, parameters.head_dim};
   policy_numbers numbers;
   numbers.seed = settings.seed;
-  const auto cells = plan_cells(experiments, settings);
   check_policies(cells, shape, numbers);
   make_folder(options.out);
   const auto path = records_in(options);
@@ -289,9 +312,8 @@ void measure(ablate_options options, const std::vector<const experiment*>& exper
     for (std::size_t i = 0; i < batches.size(); ++i) {
       const auto& batch = batches[i];
       const auto& input = inputs[i];
-      const std::string title =
-          "batch " + std::to_string(i + 1) + " of " + std::to_string(batches.size()) + ", " +
-          std::to_string(input.context) + " + " + std::to_string(input.generated) + " tokens";
+      const std::string title = "batch " + std::to_string(i + 1) + " of " +
+                                std::to_string(batches.size()) + ", " + material_of(*batch[0]);
       progress.set_label(title);
       const auto start = std::chrono::steady_clock::now();
       const auto results =
@@ -363,8 +385,10 @@ void add_ablate_command(CLI::App& program) {
   count("--generated", settings.generated,
         "tokens that are decoded after them, but in an experiment that says its own", 1, 1 << 24);
   count("--contexts", settings.windows, "windows of the text", 1, 1 << 20);
-  count("--lines", settings.lines, "lines of a retrieval prompt", 1, 1 << 20);
-  count("--line-prompts", settings.line_prompts, "retrieval prompts; 0: none", 0, 1 << 20);
+  count("--lines", settings.lines,
+        "lines of a retrieval prompt, but in an experiment of their number", 1, 1 << 20);
+  count("--line-prompts", settings.line_prompts,
+        "retrieval prompts, but in an experiment that says its own; 0: none", 0, 1 << 20);
   count("--timed-tokens", options->timed_tokens, "tokens that are timed one by one; 0: none", 0,
         1 << 20);
   command->add_option("--seed", settings.seed, "of windows, prompts, probes and intervals")

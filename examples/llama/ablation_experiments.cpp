@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <initializer_list>
 #include <stdexcept>
+#include <utility>
 
 namespace zipcache_llama {
 namespace {
@@ -20,6 +21,10 @@ std::string spelled(double value) {
 
 variant_numbers with_ratio(double ratio) {
   return {.salient_ratio = ratio == paper_salient_ratio ? std::nullopt : std::optional(ratio)};
+}
+
+variant_numbers with_cap(std::int64_t max_probes) {
+  return {.max_probes = max_probes == 0 ? std::nullopt : std::optional(max_probes)};
 }
 
 variant_numbers with_interval(std::int64_t interval) {
@@ -56,7 +61,9 @@ experiment granularities() {
           .variants = categories({{"groups of 32 + groups of 32", "uniform_groupwise"},
                                   {"tokenwise + tokenwise", "uniform_tokenwise"},
                                   {"channelwise + tokenwise", "uniform_tokenwise_values"},
-                                  {"channelwise + channel-separable", "uniform_4bit"}})};
+                                  {"channelwise + channel-separable", "uniform_4bit"},
+                                  {"16-bit keys + tokenwise", "keys_16_values_4_tokenwise"},
+                                  {"16-bit keys + channel-separable", "keys_16_values_4"}})};
 }
 
 // The paper's fifth row, special tokens, needs a chat.
@@ -72,6 +79,28 @@ experiment probes() {
       result.variants.push_back({.label = std::string(row) + ", " + series,
                                  .policy = policy,
                                  .numbers = with_ratio(ratio),
+                                 .series = series,
+                                 .category = row});
+    }
+  }
+  return result;
+}
+
+// Of 1024 tokens, 5 % recent and 5 % random ones are 52 of each kind.
+experiment probe_caps() {
+  experiment result{.name = "probe_caps",
+                    .title = "Probes of ZipCache under a cap on the recent and on the random ones",
+                    .x_title = "at most, of each kind",
+                    .shows_change = true,
+                    .is_in_pareto = false};
+  for (const auto& [series, policy] : {named_policy{"recent + random", "paper"},
+                                       {"recent only", "recent_probes"},
+                                       {"random only", "random_probes"}}) {
+    for (const std::int64_t cap : {0, 64, 32, 16, 8, 4, 2}) {
+      const std::string row = cap == 0 ? "no cap" : std::to_string(cap);
+      result.variants.push_back({.label = std::string(series) + ", " + row,
+                                 .policy = policy,
+                                 .numbers = with_cap(cap),
                                  .series = series,
                                  .category = row});
     }
@@ -174,6 +203,58 @@ experiment sinks() {
   return result;
 }
 
+// Which tokens in 16 bits help 2-bit keys most.
+experiment outliers() {
+  return {.name = "outliers",
+          .title = "OTT: which tokens stay in 16 bits",
+          .x_title = "tokens in 16 bits",
+          .variants = categories({{"none", "ott_untraced"},
+                                  {"the first 35", "ott_sinks_35"},
+                                  {"3 of 128 with the shortest keys", "ott"}})};
+}
+
+// Equal numbers of raised layers are equal numbers of bits, wherever they are.
+experiment layers() {
+  struct base_policy {
+    const char* series;
+    const char* base;
+    const char* table;
+  };
+  constexpr raised_layers placements[] = {{.first = 1},
+                                          {.middle = 1},
+                                          {.last = 1},
+                                          {.first = 2},
+                                          {.first = 1, .last = 1},
+                                          {.middle = 2},
+                                          {.last = 2},
+                                          {.first = 4},
+                                          {.first = 2, .last = 2},
+                                          {.middle = 4},
+                                          {.last = 4}};
+  experiment result{.name = "layers",
+                    .title = "Layers at more bits than the others",
+                    .x_title = "layers at more bits",
+                    .shows_change = true,
+                    .is_in_pareto = false};
+  for (const auto& [series, base, table] :
+       {base_policy{"paper, raised to 4 bits", "paper", "paper_layers"},
+        base_policy{"k3v2, raised to k4v4", "k3v2", "k3v2_layers"},
+        base_policy{"k2v2, raised to k4v2", "k2v2", "k2v2_layers"}}) {
+    const auto add = [&](const std::string& row, const char* policy, variant_numbers numbers) {
+      result.variants.push_back({.label = std::string(base) + ", " + row,
+                                 .policy = policy,
+                                 .numbers = numbers,
+                                 .series = series,
+                                 .category = row});
+    };
+    add("none", base, {});
+    for (const auto& raised : placements) {
+      add(spelled_layers(raised), table, {.raised = raised});
+    }
+  }
+  return result;
+}
+
 // What makes 2-bit keys usable: all with the values and sinks of keys_4_values_2.
 experiment key_transforms() {
   return {.name = "key_transforms",
@@ -183,6 +264,28 @@ experiment key_transforms() {
                                   {"scaled tokens", "k2v2_scaled"},
                                   {"rotated", "k2v2_rotated"},
                                   {"rotated, scaled tokens", "k2v2_rotated_scaled"}})};
+}
+
+// The longer the record, the more tokens compete for the bits and the lower the odds of a guess.
+experiment line_counts() {
+  experiment result{.name = "lines",
+                    .title = "Line retrieval by number of lines",
+                    .x_title = "lines of a prompt (log)",
+                    .x = chart_x::number,
+                    .x_is_logarithmic = true,
+                    .line_prompts = 60,
+                    .reads_windows = false};
+  for (const char* policy : {"uncompressed", "quarot_4bit", "uniform_4bit", "keys_4_values_2",
+                             "rotated_keys_3_values_2", "paper"}) {
+    for (const int lines : {4, 8, 16, 32, 64}) {
+      result.variants.push_back({.label = std::string(policy) + ", " + std::to_string(lines),
+                                 .policy = policy,
+                                 .series = policy,
+                                 .x = static_cast<double>(lines),
+                                 .lines = lines});
+    }
+  }
+  return result;
 }
 
 experiment drift() {
@@ -207,8 +310,10 @@ std::string known_names() {
 
 std::span<const experiment> all_experiments() {
   static const std::vector<experiment> experiments = {
-      granularities(), probes(), published_methods(), metrics(), ratios(), bits(),
-      intervals(),     sinks(),  key_transforms(),    drift()};
+      granularities(), probes(), probe_caps(), published_methods(),
+      metrics(),       ratios(), bits(),       layers(),
+      intervals(),     sinks(),  outliers(),   key_transforms(),
+      line_counts(),   drift()};
   return experiments;
 }
 
@@ -251,6 +356,12 @@ policy_entry entry_of(const variant& variant) {
     if (numbers.recompress_interval) {
       given.recompress_interval = numbers.recompress_interval;
     }
+    if (numbers.max_probes) {
+      given.max_probes = *numbers.max_probes;
+    }
+    if (numbers.raised) {
+      given.raised = numbers.raised;
+    }
     return given;
   };
   entry.name = variant.label;
@@ -265,6 +376,17 @@ policy_entry entry_of(const variant& variant) {
   return entry;
 }
 
+std::string spelled_layers(const raised_layers& raised) {
+  std::string text;
+  for (const auto& [place, count] :
+       {std::pair{"first ", raised.first}, {"middle ", raised.middle}, {"last ", raised.last}}) {
+    if (count > 0) {
+      text += (text.empty() ? "" : ", ") + std::string(place) + std::to_string(count);
+    }
+  }
+  return text.empty() ? "none" : text;
+}
+
 std::string spelled_policy(const std::string& policy, const variant_numbers& numbers) {
   std::string text = policy;
   if (numbers.salient_ratio) {
@@ -272,6 +394,12 @@ std::string spelled_policy(const std::string& policy, const variant_numbers& num
   }
   if (numbers.recompress_interval) {
     text += ", interval " + std::to_string(*numbers.recompress_interval);
+  }
+  if (numbers.max_probes) {
+    text += ", at most " + std::to_string(*numbers.max_probes) + " probes of each kind";
+  }
+  if (numbers.raised) {
+    text += ", raised layers: " + spelled_layers(*numbers.raised);
   }
   return text;
 }

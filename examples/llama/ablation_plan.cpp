@@ -26,19 +26,29 @@ void add_batches(const ablation_batch& cells, std::vector<ablation_batch>& batch
 
 cell_key key_of(const experiment& experiment, const variant& variant, int context,
                 const ablation_settings& settings) {
-  const int line_prompts = experiment.finds_lines ? settings.line_prompts : 0;
+  const bool lines_wanted = experiment.finds_lines && settings.line_prompts > 0;
+  const int line_prompts = !lines_wanted                 ? 0
+                           : experiment.line_prompts > 0 ? experiment.line_prompts
+                                                         : settings.line_prompts;
+  const int lines = variant.lines > 0 ? variant.lines : settings.lines;
+  const int generated = experiment.generated > 0 ? experiment.generated : settings.generated;
+  const bool windows = experiment.reads_windows;
   return {.policy = variant.policy,
           .policies = find_policy(variant.policy).policies,
           .numbers = variant.numbers,
-          .context = context,
-          .generated = experiment.generated > 0 ? experiment.generated : settings.generated,
-          .windows = settings.windows,
-          .lines = line_prompts > 0 ? settings.lines : 0,
+          .context = windows ? context : 0,
+          .generated = windows ? generated : 0,
+          .windows = windows ? settings.windows : 0,
+          .lines = line_prompts > 0 ? lines : 0,
           .line_prompts = line_prompts,
           .seed = settings.seed,
           .model = settings.model,
           .model_bytes = settings.model_bytes,
           .text_bytes = settings.text_bytes};
+}
+
+std::vector<int> contexts_of(const experiment& experiment, const ablation_settings& settings) {
+  return experiment.reads_windows ? settings.contexts : std::vector{0};
 }
 
 std::vector<ablation_cell> plan_cells(const std::vector<const experiment*>& experiments,
@@ -49,7 +59,8 @@ std::vector<ablation_cell> plan_cells(const std::vector<const experiment*>& expe
     for (const auto* experiment : experiments) {
       for (const auto& variant : experiment->variants) {
         auto key = key_of(*experiment, variant, context, settings);
-        if (planned.insert(key).second) {
+        const bool is_empty = key.windows == 0 && key.line_prompts == 0;
+        if (!is_empty && planned.insert(key).second) {
           cells.push_back({std::move(key), entry_of(variant)});
         }
       }

@@ -31,7 +31,7 @@ struct cell_key {
   std::string policy;
   std::string policies;  // its type, so that a policy that has changed is measured anew
   variant_numbers numbers;
-  int context = 0;
+  int context = 0;  // this, generated and windows: 0 without windows
   int generated = 0;
   int windows = 0;
   int lines = 0;  // 0 without prompts
@@ -46,12 +46,16 @@ struct cell_key {
 cell_key key_of(const experiment& experiment, const variant& variant, int context,
                 const ablation_settings& settings);
 
+// Of an experiment without windows, one: 0.
+std::vector<int> contexts_of(const experiment& experiment, const ablation_settings& settings);
+
 struct ablation_cell {
   cell_key key;
   policy_entry entry;  // under the label of the first variant that asks for it
 };
 
-// Each cell once: context by context, in the order of the experiments.
+// Each cell once: context by context, in the order of the experiments. Where the settings leave
+// nothing to measure, there is none.
 std::vector<ablation_cell> plan_cells(const std::vector<const experiment*>& experiments,
                                       const ablation_settings& settings);
 

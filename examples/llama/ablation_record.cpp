@@ -14,6 +14,29 @@ using nlohmann::ordered_json;
 
 double bits_of(const zipcache::footprint& footprint) { return 16 / footprint.ratio(); }
 
+interval interval_over_windows(const std::vector<double>& values, std::uint64_t seed) {
+  constexpr double not_measured = std::numeric_limits<double>::quiet_NaN();
+  return values.empty() ? interval{not_measured, not_measured, not_measured}
+                        : bootstrap_interval(values, seed);
+}
+
+ordered_json layers_or_null(const std::optional<raised_layers>& raised) {
+  return raised ? ordered_json{{"first", raised->first},
+                               {"middle", raised->middle},
+                               {"last", raised->last}}
+                : ordered_json();
+}
+
+// Lines of before there were raised layers have none.
+std::optional<raised_layers> layers_in(const ordered_json& object) {
+  const auto layers = object.find("raised_layers");
+  if (layers == object.end() || layers->is_null()) {
+    return std::nullopt;
+  }
+  return raised_layers{layers->at("first").get<int>(), layers->at("middle").get<int>(),
+                       layers->at("last").get<int>()};
+}
+
 template <class T>
 ordered_json number_or_null(const std::optional<T>& value) {
   return value ? ordered_json(*value) : ordered_json();
@@ -23,6 +46,12 @@ template <class T>
 std::optional<T> optional_at(const ordered_json& object, const char* field) {
   const auto& value = object.at(field);
   return value.is_null() ? std::nullopt : std::optional(value.get<T>());
+}
+
+// As optional_at, and for lines of before there was the field.
+template <class T>
+std::optional<T> optional_in(const ordered_json& object, const char* field) {
+  return object.contains(field) ? optional_at<T>(object, field) : std::nullopt;
 }
 
 // A number that is not finite is written as null.
@@ -84,7 +113,8 @@ cell_key key_in(const ordered_json& object) {
   return {.policy = object.at("policy").get<std::string>(),
           .policies = object.at("policies").get<std::string>(),
           .numbers = {optional_at<double>(object, "salient_ratio"),
-                      optional_at<std::int64_t>(object, "recompress_interval")},
+                      optional_at<std::int64_t>(object, "recompress_interval"),
+                      optional_in<std::int64_t>(object, "max_probes"), layers_in(object)},
           .context = object.at("context").get<int>(),
           .generated = object.at("generated").get<int>(),
           .windows = object.at("contexts").get<int>(),
@@ -109,6 +139,7 @@ measured_cell cell_in(const ordered_json& object) {
     return interval{number_at(object, mean), number_at(object, low), number_at(object, high)};
   };
   cell.kl = interval_at("kl_mean", "kl_low", "kl_high");
+  cell.kl_by_window = object.at("kl_by_window").get<std::vector<double>>();
   cell.top1 = interval_at("top1_agreement", "top1_low", "top1_high");
   if (!object.at("retrieval_accuracy").is_null()) {
     cell.retrieval = interval_at("retrieval_accuracy", "retrieval_low", "retrieval_high");
@@ -130,10 +161,10 @@ std::string record_line(const ablation_cell& cell, const policy_result& result,
   object["policy"] = cell.key.policy;  // not the label
   object["bits_per_value"] = bits_per_value;
   object["bits_per_value_prefill"] = bits_of(result.after_prefill);
-  const auto kl = bootstrap_interval(result.kl, settings.seed);
+  const auto kl = interval_over_windows(result.kl, settings.seed);
   object["kl_low"] = kl.low;
   object["kl_high"] = kl.high;
-  const auto top1 = bootstrap_interval(result.top1, settings.seed);
+  const auto top1 = interval_over_windows(result.top1, settings.seed);
   object["top1_low"] = top1.low;
   object["top1_high"] = top1.high;
   const bool found_lines = !result.retrieved.empty();
@@ -145,6 +176,8 @@ std::string record_line(const ablation_cell& cell, const policy_result& result,
   object["policies"] = cell.key.policies;
   object["salient_ratio"] = number_or_null(cell.key.numbers.salient_ratio);
   object["recompress_interval"] = number_or_null(cell.key.numbers.recompress_interval);
+  object["max_probes"] = number_or_null(cell.key.numbers.max_probes);
+  object["raised_layers"] = layers_or_null(cell.key.numbers.raised);
   object["contexts"] = cell.key.windows;
   object["lines"] = cell.key.lines;
   object["line_prompts"] = cell.key.line_prompts;

@@ -26,7 +26,8 @@ struct measured_cell {
   std::optional<double> ratio_paper;
   double perplexity = 0;
   double perplexity_fp16 = 0;
-  interval kl;
+  interval kl;  // not a number without windows, and so the others of theirs
+  std::vector<double> kl_by_window;
   interval top1;
   std::optional<interval> retrieval;
   double retrieval_fp16 = 0;       // where there is retrieval

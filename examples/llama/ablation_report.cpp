@@ -17,6 +17,7 @@ constexpr const char* kl_title = "KL to 16 bits, nats a token (log)";
 constexpr const char* bits_title = "allocated bits per value (log)";
 constexpr const char* front_title = "no other has both fewer bits and a lower KL";
 constexpr double not_measured = std::numeric_limits<double>::quiet_NaN();
+constexpr interval no_interval = {not_measured, not_measured, not_measured};
 
 std::string spelled(double value) {
   if (std::isnan(value)) {
@@ -47,12 +48,32 @@ std::string csv_line(const std::vector<std::string>& fields) {
   return line + '\n';
 }
 
+// What the others of a series are compared with: its first variant, at the same context.
+// @return null where that was not measured
+const measured_cell* baseline_of(const experiment& experiment, std::span<const experiment_row> rows,
+                                 const experiment_row& row) {
+  const auto first =
+      std::find_if(experiment.variants.begin(), experiment.variants.end(),
+                   [&](const auto& variant) { return variant.series == row.what->series; });
+  const auto baseline = std::find_if(rows.begin(), rows.end(), [&](const auto& other) {
+    return other.what == &*first && other.cell->key.context == row.cell->key.context;
+  });
+  return baseline == rows.end() ? nullptr : baseline->cell;
+}
+
+// Of KL, paired over the windows: what they have in common cancels.
+interval change_from(const measured_cell* baseline, const measured_cell& cell) {
+  if (baseline == nullptr || cell.kl_by_window.empty()) {
+    return no_interval;
+  }
+  return paired_difference_interval(cell.kl_by_window, baseline->kl_by_window, cell.key.seed);
+}
+
 std::string csv_row(const experiment& experiment, const experiment_row& row, const std::string& x,
-                    const interval& kl) {
+                    const interval& kl, const interval& change) {
   const auto& cell = *row.cell;
   const auto& numbers = cell.key.numbers;
-  const interval retrieval =
-      cell.retrieval.value_or(interval{not_measured, not_measured, not_measured});
+  const interval retrieval = cell.retrieval.value_or(no_interval);
   return csv_line({experiment.name,
                    row.what->label,
                    row.what->series,
@@ -62,6 +83,8 @@ std::string csv_row(const experiment& experiment, const experiment_row& row, con
                    cell.key.policy,
                    numbers.salient_ratio ? spelled(*numbers.salient_ratio) : "",
                    numbers.recompress_interval ? std::to_string(*numbers.recompress_interval) : "",
+                   numbers.max_probes ? std::to_string(*numbers.max_probes) : "",
+                   numbers.raised ? spelled_layers(*numbers.raised) : "",
                    spelled(cell.bits_per_value),
                    spelled(cell.bits_per_value_prefill),
                    spelled(cell.ratio_allocated),
@@ -69,11 +92,15 @@ std::string csv_row(const experiment& experiment, const experiment_row& row, con
                    spelled(kl.mean),
                    spelled(kl.low),
                    spelled(kl.high),
+                   spelled(change.mean),
+                   spelled(change.low),
+                   spelled(change.high),
                    spelled(cell.top1.mean),
                    spelled(cell.top1.low),
                    spelled(cell.top1.high),
                    spelled(cell.perplexity),
                    spelled(cell.perplexity_fp16),
+                   cell.retrieval ? std::to_string(cell.key.lines) : "",
                    spelled(retrieval.mean),
                    spelled(retrieval.low),
                    spelled(retrieval.high),
@@ -102,32 +129,57 @@ struct quantity {
   std::function<chart_value(const measured_cell&)> of;
 };
 
+constexpr chart_value no_value = {not_measured, not_measured, not_measured};
+
+chart_value in_percent(const interval& share) {
+  return {100 * share.mean, 100 * share.low, 100 * share.high};
+}
+
 quantity kl_quantity() {
   return {{kl_title, true}, [](const measured_cell& cell) {
             return chart_value{cell.kl.mean, cell.kl.low, cell.kl.high};
           }};
 }
+// @param experiment, rows  outlive the quantity
+quantity change_quantity(const experiment& experiment, std::span<const experiment_row> rows) {
+  return {{"change of KL, %"}, [&experiment, rows](const measured_cell& cell) {
+            const auto row = std::find_if(rows.begin(), rows.end(),
+                                          [&](const auto& other) { return other.cell == &cell; });
+            const auto* baseline = baseline_of(experiment, rows, *row);
+            const auto change = change_from(baseline, cell);
+            const double unit = baseline == nullptr ? not_measured : 1 / baseline->kl.mean;
+            return in_percent({unit * change.mean, unit * change.low, unit * change.high});
+          }};
+}
+quantity bits_quantity() {
+  return {{"allocated bits per value"}, [](const measured_cell& cell) {
+            return chart_value{cell.bits_per_value, cell.bits_per_value, cell.bits_per_value};
+          }};
+}
 // The prompts are the same at every context, so it is shown at one.
 quantity retrieval_quantity(int context) {
   return {{"lines found, %"}, [context](const measured_cell& cell) {
-            return cell.retrieval && cell.key.context == context
-                       ? chart_value{100 * cell.retrieval->mean, 100 * cell.retrieval->low,
-                                     100 * cell.retrieval->high}
-                       : chart_value{not_measured, not_measured, not_measured};
+            return cell.retrieval && cell.key.context == context ? in_percent(*cell.retrieval)
+                                                                 : no_value;
           }};
 }
 quantity top1_quantity() {
-  return {{"top-1 agreement, %"}, [](const measured_cell& cell) {
-            return chart_value{100 * cell.top1.mean, 100 * cell.top1.low, 100 * cell.top1.high};
-          }};
+  return {{"top-1 agreement, %"}, [](const measured_cell& cell) { return in_percent(cell.top1); }};
 }
 
 // @pre there are rows
-std::vector<quantity> quantities(std::span<const experiment_row> rows) {
+std::vector<quantity> quantities(const experiment& experiment,
+                                 std::span<const experiment_row> rows) {
   const bool found_lines =
       std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.cell->retrieval; });
-  return {kl_quantity(),
-          found_lines ? retrieval_quantity(rows[0].cell->key.context) : top1_quantity()};
+  const auto context = rows[0].cell->key.context;
+  if (!experiment.reads_windows) {
+    return {retrieval_quantity(context)};
+  }
+  if (experiment.shows_change) {
+    return {change_quantity(experiment, rows), bits_quantity()};
+  }
+  return {kl_quantity(), found_lines ? retrieval_quantity(context) : top1_quantity()};
 }
 
 // What has one colour: a series of variants at one context.
@@ -149,16 +201,18 @@ std::size_t index_of(std::vector<Value>& values, const Value& value) {
   return index;
 }
 
-std::string subtitle_of(const ablation_settings& settings, int context, int generated,
-                        bool found_lines) {
-  std::string text = settings.model + "; " + std::to_string(settings.windows) + " windows";
-  if (context > 0) {
-    text += " of " + std::to_string(context) + " tokens";
+// @param key  of any of its cells
+std::string subtitle_of(const cell_key& key, bool has_contexts, bool shows_lines,
+                        bool has_line_counts) {
+  std::string text = key.model;
+  if (key.windows > 0) {
+    text += "; " + std::to_string(key.windows) + " windows" +
+            (has_contexts ? "" : " of " + std::to_string(key.context) + " tokens") + ", " +
+            std::to_string(key.generated) + " more decoded";
   }
-  text += ", " + std::to_string(generated) + " more decoded";
-  if (found_lines) {
-    text += "; " + std::to_string(settings.line_prompts) + " prompts of " +
-            std::to_string(settings.lines) + " lines";
+  if (shows_lines) {
+    text += "; " + std::to_string(key.line_prompts) + " prompts" +
+            (has_line_counts ? "" : " of " + std::to_string(key.lines) + " lines");
   }
   return text + "; bars: 95 % intervals";
 }
@@ -170,10 +224,9 @@ std::string category_chart(const experiment& experiment, std::span<const experim
     index_of(chart.rows, row.what->category);
     index_of(chart.series, series_title(row, has_contexts));
   }
-  for (const auto& quantity : quantities(rows)) {
-    const chart_value nothing{not_measured, not_measured, not_measured};
+  for (const auto& quantity : quantities(experiment, rows)) {
     row_panel panel{quantity.axis,
-                    std::vector(chart.series.size(), std::vector(chart.rows.size(), nothing))};
+                    std::vector(chart.series.size(), std::vector(chart.rows.size(), no_value))};
     for (const auto& row : rows) {
       panel.series[index_of(chart.series, series_title(row, has_contexts))]
                   [index_of(chart.rows, row.what->category)] = quantity.of(*row.cell);
@@ -185,8 +238,8 @@ std::string category_chart(const experiment& experiment, std::span<const experim
 
 std::string number_chart(const experiment& experiment, std::span<const experiment_row> rows,
                          const std::string& subtitle, bool has_contexts) {
-  xy_chart chart{experiment.title, subtitle, {experiment.x_title}, {}};
-  for (const auto& quantity : quantities(rows)) {
+  xy_chart chart{experiment.title, subtitle, {experiment.x_title, experiment.x_is_logarithmic}, {}};
+  for (const auto& quantity : quantities(experiment, rows)) {
     xy_panel panel{quantity.axis, {}};
     std::vector<std::string> titles;
     for (const auto& row : rows) {
@@ -265,7 +318,7 @@ std::string bits_chart(const experiment& experiment, std::span<const experiment_
     index_of(contexts, row.cell->key.context);
   }
   std::vector<xy_panel> panels;
-  for (const auto& quantity : quantities(rows)) {
+  for (const auto& quantity : quantities(experiment, rows)) {
     xy_panel panel;
     panel.y = quantity.axis;
     for (const int context : contexts) {
@@ -290,7 +343,7 @@ std::string bits_chart(const experiment& experiment, std::span<const experiment_
 std::vector<experiment_row> measured_rows(const experiment& experiment, const cell_map& cells,
                                           const ablation_settings& settings) {
   std::vector<experiment_row> rows;
-  for (const int context : settings.contexts) {
+  for (const int context : contexts_of(experiment, settings)) {
     for (const auto& variant : experiment.variants) {
       const auto cell = cells.find(key_of(experiment, variant, context, settings));
       if (cell != cells.end()) {
@@ -311,6 +364,8 @@ std::string experiment_csv(const experiment& experiment, std::span<const experim
                                "policy",
                                "salient_ratio",
                                "recompress_interval",
+                               "max_probes",
+                               "raised_layers",
                                "bits_per_value",
                                "bits_per_value_prefill",
                                "ratio_allocated",
@@ -318,35 +373,42 @@ std::string experiment_csv(const experiment& experiment, std::span<const experim
                                "kl_mean",
                                "kl_low",
                                "kl_high",
+                               "kl_change",
+                               "kl_change_low",
+                               "kl_change_high",
                                "top1_agreement",
                                "top1_low",
                                "top1_high",
                                "perplexity",
                                "perplexity_fp16",
+                               "lines",
                                "retrieval_accuracy",
                                "retrieval_low",
                                "retrieval_high",
                                "retrieval_accuracy_fp16"});
   for (const auto& row : rows) {
     if (experiment.x != chart_x::decoded_tokens) {
-      text += csv_row(experiment, row, x_of(experiment, row), row.cell->kl);
+      text += csv_row(experiment, row, x_of(experiment, row), row.cell->kl,
+                      change_from(baseline_of(experiment, rows, row), *row.cell));
       continue;
     }
     for (std::size_t i = 0; i < row.cell->kl_along.size(); ++i) {
-      text += csv_row(experiment, row, spelled(stretch_end(*row.cell, i)), row.cell->kl_along[i]);
+      text += csv_row(experiment, row, spelled(stretch_end(*row.cell, i)), row.cell->kl_along[i],
+                      no_interval);
     }
   }
   return text;
 }
 
-std::string experiment_chart(const experiment& experiment, std::span<const experiment_row> rows,
-                             const ablation_settings& settings) {
-  const bool has_contexts = std::any_of(rows.begin(), rows.end(), [&](const auto& row) {
-    return row.cell->key.context != rows[0].cell->key.context;
-  });
+std::string experiment_chart(const experiment& experiment, std::span<const experiment_row> rows) {
   const auto& key = rows[0].cell->key;
-  const auto subtitle =
-      subtitle_of(settings, has_contexts ? 0 : key.context, key.generated, key.line_prompts > 0);
+  const auto varies = [&](int cell_key::*number) {
+    return std::any_of(rows.begin(), rows.end(),
+                       [&](const auto& row) { return row.cell->key.*number != key.*number; });
+  };
+  const bool has_contexts = varies(&cell_key::context);
+  const bool shows_lines = key.line_prompts > 0 && !experiment.shows_change;
+  const auto subtitle = subtitle_of(key, has_contexts, shows_lines, varies(&cell_key::lines));
   switch (experiment.x) {
     case chart_x::category:
       return category_chart(experiment, rows, subtitle, has_contexts);
@@ -395,8 +457,8 @@ std::string pareto_chart(const std::vector<ablation_cell>& planned, const cell_m
   panel.y = kl.axis;
   panel.series = front_and_others(shown, front_title, kl);
   return draw_panels("Divergence against size, " + std::to_string(shown.size()) + " caches",
-                     subtitle_of(settings, settings.contexts[0], settings.generated, false),
-                     {bits_title, true}, {panel});
+                     subtitle_of(shown[0].cell->key, false, false, false), {bits_title, true},
+                     {panel});
 }
 
 std::string write_reports(const std::filesystem::path& folder,
@@ -405,21 +467,24 @@ std::string write_reports(const std::filesystem::path& folder,
   std::string text;
   for (const auto* experiment : experiments) {
     const auto rows = measured_rows(*experiment, cells, settings);
-    const std::size_t wanted = experiment->variants.size() * settings.contexts.size();
+    const std::size_t wanted =
+        experiment->variants.size() * contexts_of(*experiment, settings).size();
     text += experiment->name + ": " + std::to_string(rows.size()) + " of " +
             std::to_string(wanted) + " cells measured";
     if (!rows.empty()) {
       output_file((folder / (experiment->name + ".csv")).string())
           .write(experiment_csv(*experiment, rows));
       output_file((folder / (experiment->name + ".svg")).string())
-          .write(experiment_chart(*experiment, rows, settings));
+          .write(experiment_chart(*experiment, rows));
       text += ", " + experiment->name + ".csv, " + experiment->name + ".svg";
     }
     text += '\n';
   }
   std::vector<const experiment*> all;
   for (const auto& experiment : all_experiments()) {
-    all.push_back(&experiment);
+    if (experiment.is_in_pareto) {
+      all.push_back(&experiment);
+    }
   }
   const auto pareto = pareto_chart(plan_cells(all, settings), cells, settings);
   if (!pareto.empty()) {

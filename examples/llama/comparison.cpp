@@ -131,7 +131,14 @@ class workbench {
     const auto encoded = encode(input_.prompts[index], tokenizer_);
     prefill(model_, exact_, encoded.prompt, caches_);
     for (std::size_t i = 0; i < caches_.size(); ++i) {
+      const bool tells_size = input_.windows.empty() && index == 0;
+      if (tells_size) {
+        results[i].after_prefill = caches_[i]->footprint();
+      }
       results[i].retrieved[index] = answers(encoded, *caches_[i]) ? 1.0 : 0.0;
+      if (tells_size) {
+        results[i].after_decode = caches_[i]->footprint();
+      }
     }
     visit(encoded.prompt.size());
   }
@@ -264,7 +271,7 @@ std::vector<policy_result> compare_policies(const comparison_input& input, model
                                  std::vector<double>(static_cast<std::size_t>(stretches)));
     }
   }
-  if (input.timed_tokens > 0 || observe) {
+  if (!input.windows.empty() && (input.timed_tokens > 0 || observe)) {
     time_decoding(input, model, pool, observe, results);
   }
 

@@ -24,11 +24,11 @@ namespace zipcache_llama {
 struct comparison_input {
   std::vector<const policy_entry*> policies;  // the first is the reference
   policy_numbers numbers;
-  int context = 0;                            // tokens of a window that are prefilled
-  int generated = 0;                          // and those that are decoded after them
-  std::vector<std::span<const int>> windows;  // context + generated + 1 tokens each
-  std::vector<line_retrieval_prompt> prompts;
-  int timed_tokens = 24;  // for tokens/s, after the first window's context; 0: not timed
+  int context = 0;                             // tokens of a window that are prefilled
+  int generated = 0;                           // and those that are decoded after them
+  std::vector<std::span<const int>> windows;   // context + generated + 1 tokens each; may be empty
+  std::vector<line_retrieval_prompt> prompts;  // may be empty
+  int timed_tokens = 24;  // for tokens/s, after the first window's context, if any; 0: not timed
   int kl_stretch = 0;     // decoded tokens; the KL of each such stretch is kept too; 0: it is not
 };
 
@@ -40,7 +40,7 @@ struct policy_result {
   std::vector<std::vector<double>> kl_along;  // [window][stretch], of each stretch; or empty
   std::vector<double> top1;       // share of predictions whose most likely token is the reference's
   std::vector<double> retrieved;  // 1 if the number was right
-  zipcache::footprint after_prefill;  // of the first window
+  zipcache::footprint after_prefill;  // of the first window, or without windows the first prompt
   zipcache::footprint after_decode;
   double tokens_per_second =
       0;  // 1 / median time of a token, token by token on all threads; 0: not timed

@@ -43,7 +43,7 @@ std::vector<line_retrieval_prompt> comparison_prompts(int lines, int line_prompt
     const auto encoded = encode(prompts.back(), tokenizer);
     const std::size_t length = encoded.prompt.size() + encoded.start.size() + encoded.answer.size();
     if (length > static_cast<std::size_t>(context_length)) {
-      throw std::invalid_argument("a prompt of --lines " + std::to_string(lines) + " has " +
+      throw std::invalid_argument("a prompt of " + std::to_string(lines) + " lines has " +
                                   std::to_string(length) +
                                   " tokens with its answer, more than the model's context of " +
                                   std::to_string(context_length));

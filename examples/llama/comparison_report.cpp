@@ -24,9 +24,11 @@ std::string with_interval(const interval& value, double unit, int decimals) {
                 decimals, unit * value.high);
 }
 
+// Nothing without windows, whose tokens it is about.
 std::optional<double> paper_ratio_of(const policy_result& result, const report_settings& settings) {
-  return result.policy->paper_ratio(settings.shape, settings.numbers,
-                                    settings.context + settings.generated);
+  const int tokens = settings.context + settings.generated;
+  return tokens > 0 ? result.policy->paper_ratio(settings.shape, settings.numbers, tokens)
+                    : std::nullopt;
 }
 
 // Columns as wide as their widest cell, the first one to the left.

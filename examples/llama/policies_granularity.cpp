@@ -16,6 +16,11 @@ std::vector<policy_entry> granularity_policies() {
       "uniform_tokenwise", "uniform_4bit, keys and values tokenwise"));
   entries.push_back(
       ablation<tokenwise_values>("uniform_tokenwise_values", "uniform_4bit, values tokenwise"));
+  // With exact keys, what is left is the error of the values.
+  using exact_keys = uniform_4bit::with<keys<channelwise, 16, 16>>;
+  entries.push_back(ablation<exact_keys>("keys_16_values_4", "uniform_4bit, keys in 16 bits"));
+  entries.push_back(ablation<exact_keys::with<values<tokenwise, 4, 4>>>(
+      "keys_16_values_4_tokenwise", "uniform_4bit, keys in 16 bits, values tokenwise"));
   return entries;
 }
 

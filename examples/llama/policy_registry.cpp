@@ -37,9 +37,9 @@ bool is_in_group(const policy_entry& entry, std::string_view group) {
 std::span<const policy_entry> all_policies() {
   static const std::vector<policy_entry> entries = [] {
     std::vector<policy_entry> all = preset_policies();
-    for (auto&& group :
-         {codec_policies(), saliency_policies(), probe_policies(), value_policies(),
-          design_policies(), granularity_policies(), bits_policies(), sink_policies()}) {
+    for (auto&& group : {codec_policies(), saliency_policies(), probe_policies(), value_policies(),
+                         design_policies(), granularity_policies(), bits_policies(),
+                         sink_policies(), outlier_policies(), layer_policies()}) {
       all.insert(all.end(), group.begin(), group.end());
     }
     return all;

@@ -73,6 +73,22 @@ TEST_CASE("comparison: every window is measured, the reference against itself is
   CHECK(mean(results[1].kl) < mean(results[3].kl) * 100);
 }
 
+TEST_CASE("comparison: prompts are measured without windows, and tell the size",
+          "[llama][comparison]") {
+  tiny_comparison comparison;
+  const auto with_windows = comparison.run(1);
+  comparison.input.windows.clear();
+  const auto results = comparison.run(1);
+  const auto prompt = encode(comparison.input.prompts[0], comparison.tokenizer).prompt;
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    CHECK(results[i].kl.empty());
+    CHECK(results[i].retrieved == with_windows[i].retrieved);
+    CHECK(results[i].tokens_per_second == 0);
+    CHECK(results[i].after_prefill.num_tokens == static_cast<std::int64_t>(2 * prompt.size()));
+    CHECK(results[i].after_decode.num_tokens > results[i].after_prefill.num_tokens);
+  }
+}
+
 TEST_CASE("comparison: results do not depend on the number of threads", "[llama][comparison]") {
   tiny_comparison comparison;
   const auto one = comparison.run(1);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
 #include <string_view>
@@ -106,6 +107,58 @@ TEST_CASE("policies: one call with many tokens is token-by-token decoding, to th
   const auto one_by_one = decode_in_steps(1);
   CHECK(decode_in_steps(len) == one_by_one);
   CHECK(decode_in_steps(53) == one_by_one);
+}
+
+TEST_CASE("policies: layers are raised at the ends and around the middle", "[llama][policies]") {
+  using layers = std::vector<std::int32_t>;
+  CHECK(layer_policy_of({}, 3) == layers{0, 0, 0});
+  CHECK(layer_policy_of({.first = 2}, 5) == layers{1, 1, 0, 0, 0});
+  CHECK(layer_policy_of({.last = 2}, 5) == layers{0, 0, 0, 1, 1});
+  CHECK(layer_policy_of({.middle = 1}, 5) == layers{0, 0, 1, 0, 0});
+  CHECK(layer_policy_of({.first = 1, .middle = 2, .last = 1}, 6) == layers{1, 0, 1, 1, 0, 1});
+  CHECK(layer_policy_of({.first = 2, .last = 2}, 3) == layers{1, 1, 1});
+}
+
+TEST_CASE("policies: a table has in each layer what its policies have alone", "[llama][policies]") {
+  const attention_shape shape{
+      .num_layers = 3, .num_qo_heads = 4, .num_kv_heads = 2, .head_dim = 32};
+  constexpr int prompt_len = 200;
+  constexpr int len = 200;  // an interval of 160 and some of the next
+  const auto q = random_values((prompt_len + len) * 4 * 32, 1);
+  const auto k = random_values((prompt_len + len) * 2 * 32, 2);
+  const auto v = random_values((prompt_len + len) * 2 * 32, 3);
+  // What every layer, of the same keys and values, attends to.
+  const auto outputs = [&](const char* name, const std::optional<raised_layers>& raised) {
+    thread_pool pool(1);
+    policy_numbers numbers;
+    numbers.raised = raised;
+    const auto cache = find_policy(name).make(shape, numbers, 1);
+    exact_attention exact(shape, pool);
+    exact.observe([&](const attended_layer& layer) { cache->prefill(layer); });
+    std::vector<std::vector<float>> all;
+    std::vector<float> out(q.size());
+    for (int layer = 0; layer < shape.num_layers; ++layer) {
+      exact.attend(layer, 0, prompt_len, q.data(), k.data(), v.data(), out.data());
+      cache->attend(layer, prompt_len, len, q.data() + prompt_len * 128, k.data() + prompt_len * 64,
+                    v.data() + prompt_len * 64, out.data() + prompt_len * 128);
+      all.push_back(out);
+    }
+    return all;
+  };
+  for (const auto& [table, base, richer] : {std::array{"paper_layers", "paper", "uniform_4bit"},
+                                            {"k3v2_layers", "k3v2", "k4v4"},
+                                            {"k2v2_layers", "k2v2", "keys_4_values_2"}}) {
+    INFO(table);
+    const auto low = outputs(base, {});
+    const auto high = outputs(richer, {});
+    REQUIRE(low[0] != high[0]);
+    using all = std::vector<std::vector<float>>;
+    CHECK(outputs(table, raised_layers{}) == low);
+    CHECK(outputs(table, raised_layers{.first = 1}) == all{high[0], low[1], low[2]});
+    CHECK(outputs(table, raised_layers{.middle = 1}) == all{low[0], high[1], low[2]});
+    CHECK(outputs(table, raised_layers{.last = 1}) == all{low[0], low[1], high[2]});
+    CHECK(outputs(table, std::nullopt) == high);  // two at each end
+  }
 }
 
 TEST_CASE("policies: the uncompressed cache is exact attention where 16 bits hold the values",

@@ -1,18 +1,24 @@
 #!/usr/bin/env python3
 """Decode attention side by side on one GPU: this library's benchmark and PyTorch's fp16 kernels.
 
-    bench/peers.py build/release/bench/zipcache_cuda_bench [table.md]      (needs PyTorch with CUDA)
+    bench/peers.py build/release/bench/zipcache_cuda_bench [table.md] [--peer PROGRAM]
+                                                                           (needs PyTorch with CUDA)
 
 Runs the library's benchmark first, then times scaled_dot_product_attention with the same shapes
 (32 query heads, 8 KV heads, 128 channels): CUDA graphs over sets of tensors that together outgrow
 the L2 cache several times, CUDA events, medians. Prints a Markdown table.
+
+PROGRAM, such as build/release/bench/zipcache_bitdecoding_peer, times another library's attention in
+the shapes that it is given as BATCHxKV_LEN. It prints a JSON object a line with "peer", "bits",
+"batch", "kv_len", "microseconds", "relative_error" and "allowed_error", and becomes a column for
+each peer and bits. A time whose output is off by more than is allowed is marked by (!).
 """
+import argparse
 import json
 import os
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 
 NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -38,6 +44,19 @@ def run_ours(binary):
         scale = {"ns": 1e-3, "us": 1.0, "ms": 1e3}[run["time_unit"]]
         times[match.group(1), int(match.group(2)), int(match.group(3))] = run["real_time"] * scale
     return times
+
+
+def run_program(program):
+    """column -> (batch, kv_len) -> cell."""
+    shapes = [f"{batch}x{kv_len}" for batch, kv_len in SHAPES]
+    # A shape that failed is a dash, and the program has said why.
+    lines = subprocess.run([program, *shapes], stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    columns = {}
+    for run in map(json.loads, lines):
+        wrong = " (!)" if run["relative_error"] > run["allowed_error"] else ""
+        cells = columns.setdefault(f"{run['peer']} {run['bits']} bit", {})
+        cells[run["batch"], run["kv_len"]] = f"{run['microseconds']:.1f}{wrong}"
+    return columns
 
 
 def time_graph(torch, calls):
@@ -90,21 +109,23 @@ def run_peer(torch, backend, batch, kv_len):
     return best
 
 
-def main(binary, target):
+def main(binary, target, program):
     ours = run_ours(binary)
+    others = run_program(program) if program else {}
     import torch
     from torch.nn.attention import SDPBackend
 
     peers = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
     lines = [f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}; "
              "microseconds a layer, in brackets the gain over the faster fp16 kernel", "",
-             "| batch x context | " + " | ".join(f"fp16 {name}" for name in peers) + " | " +
-             " | ".join(OURS) + " |", "| --- |" + " ---: |" * (len(peers) + len(OURS))]
+             "| batch x context | " + " | ".join([*(f"fp16 {name}" for name in peers), *others, *OURS]) +
+             " |", "| --- |" + " ---: |" * (len(peers) + len(others) + len(OURS))]
     for batch, kv_len in SHAPES:
         times = [run_peer(torch, backend, batch, kv_len) for backend in peers.values()]
         torch.cuda.empty_cache()
         fastest = min((time for time in times if time is not None), default=None)
         cells = ["-" if time is None else f"{time:.1f}" for time in times]
+        cells += [column.get((batch, kv_len), "-") for column in others.values()]
         for preset in OURS:
             time = ours[preset, batch, kv_len]
             gain = "" if fastest is None else f" ({fastest / time:.1f}x)"
@@ -118,6 +139,10 @@ def main(binary, target):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else None)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary")
+    parser.add_argument("target", nargs="?")
+    parser.add_argument("--peer", metavar="PROGRAM")
+    arguments = parser.parse_args()
+    main(arguments.binary, arguments.target, arguments.peer)

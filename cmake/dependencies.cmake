@@ -60,8 +60,8 @@ if(ZIPCACHE_BUILD_BENCH)
     FIND_PACKAGE_ARGS)
   FetchContent_MakeAvailable(benchmark)
 
-  # Other libraries that do attention on a CPU: timed beside ours where they are installed. Each variable
-  # says in one sentence what is missing.
+  # Other libraries that do attention: timed beside ours where they are installed. Each variable says in one
+  # sentence what is missing.
   set(zipcache_openblas_missing "")
   zipcache_system_library(zipcache_openblas_missing
     OpenBLAS openblas cblas.h openblas libopenblas-dev openblas)
@@ -69,6 +69,18 @@ if(ZIPCACHE_BUILD_BENCH)
   find_package(ggml CONFIG QUIET)
   if(NOT ggml_FOUND)
     set(zipcache_ggml_missing "ggml was not found (ggml_ROOT may say where it is installed).")
+  endif()
+  # BitDecoding installs no headers, so this is a checkout, with CUTLASS as its submodule or elsewhere.
+  set(zipcache_bitdecoding_missing "")
+  find_path(ZIPCACHE_BitDecoding_INCLUDE_DIR flash_fwd_launch_template.h
+    HINTS "${BitDecoding_ROOT}/csrc/bit_decode/src" NO_DEFAULT_PATH)
+  find_path(ZIPCACHE_CUTLASS_INCLUDE_DIR cute/tensor.hpp
+    HINTS "${CUTLASS_ROOT}/include" "${BitDecoding_ROOT}/libs/cutlass/include")
+  mark_as_advanced(ZIPCACHE_BitDecoding_INCLUDE_DIR ZIPCACHE_CUTLASS_INCLUDE_DIR)
+  if(NOT ZIPCACHE_BitDecoding_INCLUDE_DIR)
+    set(zipcache_bitdecoding_missing "BitDecoding was not found (BitDecoding_ROOT may say where its checkout is).")
+  elseif(NOT ZIPCACHE_CUTLASS_INCLUDE_DIR)
+    set(zipcache_bitdecoding_missing "CUTLASS was not found (CUTLASS_ROOT may say where its checkout is).")
   endif()
 endif()
 

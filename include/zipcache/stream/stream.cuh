@@ -8,7 +8,6 @@
 
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/core/cuda.cuh>
-#include <zipcache/core/launch.cuh>
 #include <zipcache/store/device_layer.cuh>
 #include <zipcache/stream/general_flush.cuh>
 #include <zipcache/stream/staged_flush.cuh>
@@ -40,8 +39,6 @@ static __global__ void __launch_bounds__(append_threads, 1)
     sum_probes_kernel(device_layer<Policies, Storage> layer, append_batch<Storage> batch,
                       float* all_sums) {
   extern __shared__ __align__(16) std::byte append_memory[];
-  let_next_kernel_begin();
-  wait_for_earlier_kernels();
   const int32_t sequence = batch.sequences[blockIdx.x / static_cast<uint32_t>(layer.num_kv_heads)];
   const int32_t head = static_cast<int32_t>(blockIdx.x) % layer.num_kv_heads;
   const sequence_counts count = layer.counts[sequence];
@@ -77,8 +74,6 @@ static __global__ void __launch_bounds__(append_threads, 1)
     append_kernel(device_layer<Policies, Storage> layer, append_batch<Storage> batch,
                   const float* all_sums, uint32_t* arrivals) {
   extern __shared__ __align__(16) std::byte append_memory[];
-  let_next_kernel_begin();
-  wait_for_earlier_kernels();
   const int32_t item = static_cast<int32_t>(blockIdx.x) / layer.num_kv_heads;
   const int32_t head = static_cast<int32_t>(blockIdx.x) % layer.num_kv_heads;
   const int32_t sequence = batch.sequences[item];
@@ -144,8 +139,8 @@ void launch_append(const char* name, Kernel kernel, unsigned blocks, int64_t sha
                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)));
   }
-  launch_closely(name, kernel, blocks, append_threads, static_cast<size_t>(shared_bytes), stream,
-                 arguments...);
+  kernel<<<blocks, append_threads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
+  check_launch(name);
 }
 
 template <class Policies, class Storage>

@@ -31,7 +31,7 @@ struct stored_prompts {
   int64_t num_pages;  ///< of each head
   device_array<f16> k, v;
   device_array<uint32_t> salient, bitmaps;
-  device_array<std::byte> pages, records, memory;
+  device_array<std::byte> pages, page_pairs, records, memory;
   device_array<page_entry> table;
   device_array<sequence_counts> counts;
   device_layer<Policies, f16> layer{};
@@ -55,7 +55,6 @@ struct stored_prompts {
     }
     salient = to_device(bits);
     bitmaps = device_array<uint32_t>(bits.size());
-    pages = device_array<std::byte>(static_cast<size_t>(rows * num_pages * page_bytes));
     records = device_array<std::byte>(
         static_cast<size_t>(rows * segment_record<Policies>::bytes(head_dim)));
     std::vector<page_entry> entries;
@@ -67,8 +66,12 @@ struct stored_prompts {
     layer.num_kv_heads = num_kv_heads;
     layer.head_dim = head_dim;
     layer.max_sequences = num_sequences;
+    layer.set_page_bytes(page_bytes);
+    pages = device_array<std::byte>(static_cast<size_t>(rows * num_pages * layer.page_code_bytes));
+    page_pairs =
+        device_array<std::byte>(static_cast<size_t>(rows * num_pages * layer.page_pair_bytes));
     layer.pages = pages.data();
-    layer.page_bytes = page_bytes;
+    layer.page_pairs = page_pairs.data();
     layer.table = table.data();
     layer.max_pages = static_cast<int32_t>(num_pages);
     layer.records = records.data();

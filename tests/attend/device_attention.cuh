@@ -133,25 +133,33 @@ class poisoner {
 
   void poison_page(const zipcache::page_entry& entry) {
     using zipcache::token_class;
-    auto bytes = fetch<std::byte>(layer_.page(entry.page), layer_.page_bytes);
-    std::byte* end = poison_class<token_class::salient>(bytes.data(), entry.salient_tokens);
+    const zipcache::tile_place page = layer_.page(entry.page);
+    auto codes = fetch<std::byte>(page.codes, layer_.page_code_bytes);
+    auto pairs = fetch<std::byte>(page.pairs, layer_.page_pair_bytes);
+    zipcache::tile_place end{codes.data(), pairs.data()};
+    end = poison_class<token_class::salient>(end, entry.salient_tokens);
     end = poison_class<token_class::regular>(end, entry.regular_tokens);
-    std::fill(end, bytes.data() + bytes.size(), static_cast<std::byte>(bits_ & 0xffu));
-    put(layer_.page(entry.page), bytes);
+    const auto byte = static_cast<std::byte>(bits_ & 0xffu);
+    std::fill(end.codes, codes.data() + codes.size(), byte);
+    std::fill(end.pairs, pairs.data() + pairs.size(), byte);
+    put(page.codes, codes);
+    put(page.pairs, pairs);
   }
 
   template <zipcache::token_class Class>
-  std::byte* poison_class(std::byte* bytes, int32_t tokens) const {
+  zipcache::tile_place poison_class(zipcache::tile_place at, int32_t tokens) const {
     using tile = zipcache::tile_record<Policies, Class>;
     const int32_t dim = layer_.head_dim;
-    if (tile::bytes(dim) == 0) return bytes;
-    for (; tokens > 0; tokens -= 32, bytes += tile::bytes(dim)) {
+    if (tile::bytes(dim) == 0) return at;
+    const zipcache::tile_size size{tile::code_bytes(dim), tile::pair_bytes(dim)};
+    for (; tokens > 0; tokens -= 32, at = at + size) {
       poison_side<typename tile::key_codes, typename tile::key_granularity, tile::key_bits>(
-          bytes, bytes + tile::key_pairs_offset(dim), tokens);
+          at.codes, at.pairs, tokens);
       poison_side<typename tile::value_codes, typename tile::value_granularity, tile::value_bits>(
-          bytes + tile::value_codes_offset(dim), bytes + tile::value_pairs_offset(dim), tokens);
+          at.codes + tile::value_codes_offset(dim), at.pairs + tile::value_pairs_offset(dim),
+          tokens);
     }
-    return bytes;
+    return at;
   }
 
   template <class Codes, class Granularity, int Bits>

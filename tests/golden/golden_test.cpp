@@ -60,6 +60,7 @@ std::string describe(const std::string& title) {
   std::vector<int32_t> salient;
   for (int32_t token = 0; token < num_tokens; token += 2) salient.push_back(token);
   using sizes = segment_shape<Policies>;
+  const page_layout layout = page_layout_of<Policies>(head_dim);
   page_pool pool(sizes::salient_tile_bytes(head_dim) + 2 * sizes::regular_tile_bytes(head_dim), 0);
   const auto sealed = store<Policies, half, half>(
       cpu_backend{}, pool, hnd<const half>(k.data(), 1, num_tokens, head_dim),
@@ -73,12 +74,11 @@ std::string describe(const std::string& title) {
   text += hex("bitmap", reinterpret_cast<const std::byte*>(sealed->salient_bitmap.data()),
               static_cast<int64_t>(sealed->salient_bitmap.size()) * 4);
   text += hex("record", sealed->record(0), static_cast<int64_t>(sealed->records.size()));
-  sealed->template for_each_tile<token_class::salient>(0, [&](const std::byte* tile, int32_t) {
-    text += hex("salient tile", tile, sizes::salient_tile_bytes(head_dim));
-  });
-  sealed->template for_each_tile<token_class::regular>(0, [&](const std::byte* tile, int32_t) {
-    text += hex("regular tile", tile, sizes::regular_tile_bytes(head_dim));
-  });
+  for (const page_entry& entry : sealed->table) {
+    const tile_size used = layout.size(entry);
+    text += hex("codes", pool.data(entry.page), used.codes);
+    text += hex("pairs", pool.data(entry.page) + used.codes, used.pairs);
+  }
   return text;
 }
 

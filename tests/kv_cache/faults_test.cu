@@ -414,7 +414,7 @@ TEST_CASE("kv_cache: pages beyond 4 GiB on CUDA are as good as the first",
       const auto& layer = cache.layer(0);
       const auto index = static_cast<int32_t>(id.index);
       const auto entry = fetch(layer.table_of(index, 1), 1)[0];
-      REQUIRE(static_cast<int64_t>(entry.page) * page_bytes > int64_t{5} << 30);
+      REQUIRE(static_cast<int64_t>(entry.page) * layer.page_code_bytes > int64_t{5} << 30);
     }
     return std::pair{std::move(result), device_snapshot(cache, id)};
   };

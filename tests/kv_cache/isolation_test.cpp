@@ -65,16 +65,16 @@ TEST_CASE("kv_cache: unused tokens of tiles and unused bytes of pages may hold a
   const auto poison = [&]<zipcache::token_class Class>() {
     using tile = zipcache::tile_record<policies, Class>;
     for (int32_t head = 0; head < small_shape.num_kv_heads; ++head) {
-      sealed.for_each_tile<Class>(head, [&](std::byte* bytes, int32_t count) {
-        auto* keys = reinterpret_cast<uint32_t*>(bytes);
-        auto* values = reinterpret_cast<uint32_t*>(bytes + tile::value_codes_offset(dim));
+      sealed.for_each_tile<Class>(head, [&](zipcache::tile_place at, int32_t count) {
+        auto* keys = reinterpret_cast<uint32_t*>(at.codes);
+        auto* values = reinterpret_cast<uint32_t*>(at.codes + tile::value_codes_offset(dim));
         for (int32_t token = count; token < zipcache::tile_tokens; ++token) {
           for (int32_t channel = 0; channel < dim; ++channel) {
             tile::key_codes::save(keys, dim, token, channel, (1u << tile::key_bits) - 1);
             tile::value_codes::save(values, dim, token, channel, (1u << tile::value_bits) - 1);
           }
           zipcache_test::poison_token_pair<typename tile::value_granularity, half>(
-              bytes + tile::value_pairs_offset(dim), token, 0, 0xffff);
+              at.pairs + tile::value_pairs_offset(dim), token, 0, 0xffff);
           ++poisoned;
         }
       });

@@ -118,8 +118,10 @@ TEST_CASE("store: tiles and pieces of a head's blocks overlap nowhere", "[store]
       for (int64_t i = 0; i < count; ++i) REQUIRE(taken.insert(bytes + i).second);
     };
     int64_t pieces = 0;
-    sealed->for_each_tile<token_class::regular>(
-        head, [&](const std::byte* tile, int32_t) { take(tile, 640); });
+    sealed->for_each_tile<token_class::regular>(head, [&](tile_place tile, int32_t) {
+      take(tile.codes, 512);
+      take(tile.pairs, 128);
+    });
     sealed->for_each_block_piece(head, [&](const std::byte* piece, int64_t count) {
       take(piece, count);
       ++pieces;

@@ -132,6 +132,46 @@ TEST_CASE("store: the entries deal every token to a page, full tiles first", "[s
   }
 }
 
+TEST_CASE("store: a page's tiles fill it without gaps, codes in front of pairs", "[store][page]") {
+  const page_layout layout{{4096, 48}, {2048, 32}};
+  const page_entry entry{0, 33, 70};  // two salient and three regular tiles
+  std::byte page[5 * (4096 + 48)];
+  const auto codes_at = [&](tile_place place) { return place.codes - page; };
+  const auto pairs_at = [&](tile_place place) { return place.pairs - page; };
+  for (int64_t i = 0; i < 2; ++i) {
+    const tile_place place = layout.place<token_class::salient>(page, entry, i);
+    CHECK(codes_at(place) == i * 4096);
+    CHECK(pairs_at(place) == 2 * 4096 + 3 * 2048 + i * 48);
+  }
+  for (int64_t i = 0; i < 3; ++i) {
+    const tile_place place = layout.place<token_class::regular>(page, entry, i);
+    CHECK(codes_at(place) == 2 * 4096 + i * 2048);
+    CHECK(pairs_at(place) == 2 * 4096 + 3 * 2048 + 2 * 48 + i * 32);
+  }
+  CHECK(layout.size(entry).bytes() == 2 * 4144 + 3 * 2080);
+}
+
+TEST_CASE("store: the planes of a page hold every mix of tiles that fits it", "[store][page]") {
+  zipcache_test::random_numbers random(3);
+  for (int round = 0; round < 1000; ++round) {
+    const page_layout layout{{128 * random.below(40), 16 * random.below(20)},
+                             {128 * random.below(40), 16 * random.below(20)}};
+    const int64_t a = layout.salient.bytes(), b = layout.regular.bytes();
+    const int64_t page = std::max<int64_t>({a, b, 16}) + 16 * random.below(700);
+    const tile_size planes = layout.planes(page);
+    REQUIRE(planes.codes % 128 == 0);
+    REQUIRE(planes.pairs % 16 == 0);
+    for (int64_t s = 0; s * a <= page && s < 2000; ++s) {
+      for (int64_t r = 0; s * a + r * b <= page && r < 2000; ++r) {
+        REQUIRE(s * layout.salient.codes + r * layout.regular.codes <= planes.codes);
+        REQUIRE(s * layout.salient.pairs + r * layout.regular.pairs <= planes.pairs);
+        if (b == 0) break;
+      }
+      if (a == 0) break;
+    }
+  }
+}
+
 TEST_CASE("store: a page of rows holds a key and a value of each token", "[store][page]") {
   CHECK(rows_per_page(17024, 128) == 33);
   CHECK(rows_per_page(512, 128) == 1);

@@ -1,5 +1,6 @@
 // The page that a cache takes if it is not told another.
 #include <zipcache/policy/presets.hpp>
+#include <zipcache/store/tile.hpp>
 #include <zipcache/stream/options.hpp>
 
 #include "support/catch.hpp"
@@ -13,6 +14,11 @@ int64_t page_of(int64_t interval, int32_t head_dim) {
   cache_options options;
   options.recompress_interval = interval;
   return detail::natural_page_bytes<Policies>(detail::resolve<Policies>(options), head_dim);
+}
+
+template <class Policies>
+tile_size planes_of(int64_t interval, int32_t head_dim) {
+  return page_layout_of<Policies>(head_dim).planes(page_of<Policies>(interval, head_dim));
 }
 
 }  // namespace
@@ -31,4 +37,21 @@ TEST_CASE("stream: a page is an interval of a head, or half of it where that was
   CHECK(page_of<paper>(20000, 128) == 16 * 4144);
   // One tile at least.
   CHECK(page_of<paper>(1, 128) == 4144);
+}
+
+TEST_CASE("stream: the planes of a page on CUDA take what a page in one block takes",
+          "[stream][page]") {
+  using presets::paper;
+  CHECK(planes_of<paper>(160, 128).codes == 8192);
+  CHECK(planes_of<paper>(160, 128).pairs == 144);
+  CHECK(planes_of<paper>(160, 128).bytes() == page_of<paper>(160, 128));
+  for (const int32_t head_dim : {64, 80, 96, 128, 256}) {
+    CHECK(planes_of<presets::keys_4_values_2>(160, head_dim).bytes() ==
+          page_of<presets::keys_4_values_2>(160, head_dim));
+    CHECK(planes_of<presets::uniform_4bit>(160, head_dim).bytes() ==
+          page_of<presets::uniform_4bit>(160, head_dim));
+    CHECK(planes_of<presets::h2o>(160, head_dim).pairs == 0);
+    // A page of small regular tiles alone would have a few more pairs.
+    CHECK(planes_of<paper>(160, head_dim).bytes() <= page_of<paper>(160, head_dim) * 1012 / 1000);
+  }
 }

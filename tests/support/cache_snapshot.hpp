@@ -40,16 +40,19 @@ void add_segment(byte_string& out, const zipcache::segment<Policies>& sealed) {
     out.add(entry.regular_tokens);
   }
   using zipcache::token_class;
+  const zipcache::page_layout layout = zipcache::page_layout_of<Policies>(shape.head_dim);
   for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
     sealed.template for_each_tile<token_class::salient>(
-        head, [&](const std::byte* tile, int32_t count) {
+        head, [&](zipcache::tile_place tile, int32_t count) {
           out.add(count);
-          out.add(tile, static_cast<size_t>(shape.salient_tile_bytes(shape.head_dim)));
+          out.add(tile.codes, static_cast<size_t>(layout.salient.codes));
+          out.add(tile.pairs, static_cast<size_t>(layout.salient.pairs));
         });
     sealed.template for_each_tile<token_class::regular>(
-        head, [&](const std::byte* tile, int32_t count) {
+        head, [&](zipcache::tile_place tile, int32_t count) {
           out.add(count);
-          out.add(tile, static_cast<size_t>(shape.regular_tile_bytes(shape.head_dim)));
+          out.add(tile.codes, static_cast<size_t>(layout.regular.codes));
+          out.add(tile.pairs, static_cast<size_t>(layout.regular.pairs));
         });
   }
   for (int32_t head = 0; head < shape.num_kv_heads; ++head) {

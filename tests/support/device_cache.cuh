@@ -179,18 +179,24 @@ void add_segments(byte_string& out, const zipcache::device_layer<Policies, Eleme
     }
     for (int32_t head = 0; head < heads; ++head) {
       const auto add_class = [&](bool is_salient) {
-        const int64_t salient_bytes = tiles::salient_tile_bytes(dim);
-        const int64_t tile_bytes = is_salient ? salient_bytes : tiles::regular_tile_bytes(dim);
-        if (tile_bytes == 0) return;
+        const zipcache::page_layout layout = zipcache::page_layout_of<Policies>(dim);
+        const zipcache::tile_size size = is_salient ? layout.salient : layout.regular;
+        if (size.bytes() == 0) return;
         for (int64_t page = 0; page < pages; ++page) {
           const zipcache::page_entry entry = entry_of(head, page);
-          const auto bytes = fetch<std::byte>(layer.page(entry.page), layer.page_bytes);
-          const std::byte* tile =
-              bytes.data() + (is_salient ? 0 : entry.salient_tiles() * salient_bytes);
+          const zipcache::tile_place at = layer.page(entry.page);
+          const auto codes = fetch<std::byte>(at.codes, layer.page_code_bytes);
+          const auto pairs = fetch<std::byte>(at.pairs, layer.page_pair_bytes);
+          const int64_t skipped = is_salient ? 0 : entry.salient_tiles();
+          const std::byte* tile_codes = codes.data() + skipped * layout.salient.codes;
+          const std::byte* tile_pairs = pairs.data() + skipped * layout.salient.pairs;
           const int32_t tokens = is_salient ? entry.salient_tokens : entry.regular_tokens;
-          for (int32_t first = 0; first < tokens; first += 32, tile += tile_bytes) {
+          for (int32_t first = 0; first < tokens; first += 32) {
             out.add(std::min(32, tokens - first));
-            out.add(tile, static_cast<size_t>(tile_bytes));
+            out.add(tile_codes, static_cast<size_t>(size.codes));
+            out.add(tile_pairs, static_cast<size_t>(size.pairs));
+            tile_codes += size.codes;
+            tile_pairs += size.pairs;
           }
         }
       };

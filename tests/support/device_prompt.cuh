@@ -22,7 +22,7 @@ struct device_prompt {
   int64_t page_bytes;
   int64_t pages_per_head;
   std::vector<zipcache::page_entry> given_table;
-  device_array<std::byte> pages, records;
+  device_array<std::byte> pages, page_pairs, records;
   device_array<zipcache::page_entry> table;
   device_array<uint32_t> bitmaps;
   device_array<zipcache::sequence_counts> counts;
@@ -43,7 +43,6 @@ struct device_prompt {
       std::swap(numbers[i - 1],
                 numbers[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
     for (const uint32_t number : numbers) given_table.push_back({number, 0xa5a5, 0xa5a5});
-    pages = poisoned<std::byte>(static_cast<size_t>(rows * max_pages * page_bytes));
     table = upload(given_table);
     const int64_t record_bytes = zipcache::segment_record<Policies>::bytes(shape.head_dim);
     const int32_t max_segments = 2;
@@ -56,8 +55,12 @@ struct device_prompt {
     layer.head_dim = shape.head_dim;
     layer.max_sequences = max_sequences;
     layer.sm_scale = 1.0f;
+    layer.set_page_bytes(page_bytes);
+    const int64_t num_pages = rows * max_pages;
+    pages = poisoned<std::byte>(static_cast<size_t>(num_pages * layer.page_code_bytes));
+    page_pairs = poisoned<std::byte>(static_cast<size_t>(num_pages * layer.page_pair_bytes));
     layer.pages = pages.data();
-    layer.page_bytes = page_bytes;
+    layer.page_pairs = page_pairs.data();
     layer.table = table.data();
     layer.max_pages = static_cast<int32_t>(max_pages);
     layer.records = records.data();
@@ -70,6 +73,15 @@ struct device_prompt {
   }
 };
 
+/// The first byte of a plane of a page that differs from `wanted`, or that was touched behind them;
+/// -1 if there is none.
+inline int64_t first_difference_of_plane(const std::byte* plane, int64_t plane_bytes,
+                                         const std::byte* wanted, int64_t count) {
+  for (int64_t i = 0; i < plane_bytes; ++i)
+    if (plane[i] != (i < count ? wanted[i] : std::byte{poison_byte})) return i;
+  return -1;
+}
+
 /// The first difference between what the device holds of a sequence and a segment of the CPU, as a
 /// sentence; empty when they are the same, unused bytes untouched.
 template <class Policies, class Storage>
@@ -77,6 +89,8 @@ std::string first_difference(const device_prompt<Policies, Storage>& device, int
                              const zipcache::segment<Policies>& expected) {
   const auto& layer = device.layer;
   const auto pages = download(device.pages);
+  const auto page_pairs = download(device.page_pairs);
+  const zipcache::page_layout layout = zipcache::page_layout_of<Policies>(layer.head_dim);
   const auto records = download(device.records);
   const auto table = download(device.table);
   const auto bitmaps = download(device.bitmaps);
@@ -94,25 +108,25 @@ std::string first_difference(const device_prompt<Policies, Storage>& device, int
     for (int64_t page = 0; page < layer.max_pages; ++page) {
       const auto& given = device.given_table[static_cast<size_t>(row * layer.max_pages + page)];
       const auto& entry = table[static_cast<size_t>(row * layer.max_pages + page)];
-      const std::byte* bytes = pages.data() + entry.page * layer.page_bytes;
-      int64_t used = 0;
+      zipcache::tile_size used{0, 0};
+      const std::byte* wanted_bytes = nullptr;
       zipcache::page_entry wanted = given;
       if (page < pages_per_head) {
         wanted = expected.table[static_cast<size_t>(head * pages_per_head + page)];
-        const auto& shape = expected.shape;
-        used = wanted.salient_tiles() * shape.salient_tile_bytes(shape.head_dim) +
-               wanted.regular_tiles() * shape.regular_tile_bytes(shape.head_dim);
-        const std::byte* wanted_bytes = expected.pool->data(wanted.page);
-        for (int64_t i = 0; i < used; ++i)
-          if (bytes[i] != wanted_bytes[i])
-            return at("byte of page", head, page) + ", byte " + std::to_string(i);
+        used = layout.size(wanted);
+        wanted_bytes = expected.pool->data(wanted.page);
       }
       if (entry.page != given.page || entry.salient_tokens != wanted.salient_tokens ||
           entry.regular_tokens != wanted.regular_tokens)
         return at("table entry", head, page);
-      for (int64_t i = used; i < layer.page_bytes; ++i)
-        if (bytes[i] != std::byte{poison_byte})
-          return at("unused byte of page", head, page) + ", byte " + std::to_string(i);
+      const int64_t code =
+          first_difference_of_plane(pages.data() + entry.page * layer.page_code_bytes,
+                                    layer.page_code_bytes, wanted_bytes, used.codes);
+      if (code >= 0) return at("codes of page", head, page) + ", byte " + std::to_string(code);
+      const int64_t pair =
+          first_difference_of_plane(page_pairs.data() + entry.page * layer.page_pair_bytes,
+                                    layer.page_pair_bytes, wanted_bytes + used.codes, used.pairs);
+      if (pair >= 0) return at("pairs of page", head, page) + ", byte " + std::to_string(pair);
     }
     const int64_t record_bytes = layer.record_bytes();
     const std::byte* record =

@@ -145,11 +145,11 @@ struct sealed_tokens {
   void poison_class(int32_t head, uint16_t bits) {
     using tile = zipcache::tile_record<Policies, Class>;
     const int32_t dim = shape.head_dim;
-    sealed->template for_each_tile<Class>(head, [&](std::byte* bytes, int32_t count) {
+    sealed->template for_each_tile<Class>(head, [&](zipcache::tile_place at, int32_t count) {
       poison_side<typename tile::key_codes, typename tile::key_granularity, tile::key_bits>(
-          bytes, bytes + tile::key_pairs_offset(dim), count, bits);
+          at.codes, at.pairs, count, bits);
       poison_side<typename tile::value_codes, typename tile::value_granularity, tile::value_bits>(
-          bytes + tile::value_codes_offset(dim), bytes + tile::value_pairs_offset(dim), count,
+          at.codes + tile::value_codes_offset(dim), at.pairs + tile::value_pairs_offset(dim), count,
           bits);
     });
   }

@@ -172,15 +172,14 @@ void attend_class(const segment<Policies>& sealed, int32_t head, attend_rows& ro
     rows.begin_part();
     fold_keys<typename tile::key_granularity, tile::key_bits>(rows,
                                                               record.template key_side<Class>());
-    sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t count) {
+    sealed.template for_each_tile<Class>(head, [&](tile_place at, int32_t count) {
       score_tile<typename tile::key_granularity, tile::key_bits>(
-          rows, reinterpret_cast<const uint32_t*>(bytes),
-          reinterpret_cast<const affine_params<Storage>*>(bytes + tile::key_pairs_offset(head_dim)),
-          count);
+          rows, reinterpret_cast<const uint32_t*>(at.codes),
+          reinterpret_cast<const affine_params<Storage>*>(at.pairs), count);
       update_states(rows, groups_per_token<typename tile::value_granularity>(head_dim));
       accumulate_tile<typename tile::value_granularity, tile::value_bits>(
-          rows, reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim)),
-          reinterpret_cast<const affine_params<Storage>*>(bytes +
+          rows, reinterpret_cast<const uint32_t*>(at.codes + tile::value_codes_offset(head_dim)),
+          reinterpret_cast<const affine_params<Storage>*>(at.pairs +
                                                           tile::value_pairs_offset(head_dim)),
           count);
     });

@@ -73,11 +73,10 @@ class general_worker {
         const page_entry entry = layer_.table_of(sequence_, piece_.head)[unit];
         const std::byte* record =
             layer_.record_of(sequence_, layer_.segment_of_page(count_, unit), piece_.head);
-        const std::byte* page = layer_.page(entry.page);
-        attend_class<token_class::salient>(page, entry.salient_tokens, record);
-        attend_class<token_class::regular>(
-            page + entry.salient_tiles() * segment_shape<Policies>::salient_tile_bytes(HeadDim),
-            entry.regular_tokens, record);
+        attend_class<token_class::salient>(layer_.template tile<token_class::salient>(entry, 0),
+                                           entry.salient_tokens, record);
+        attend_class<token_class::regular>(layer_.template tile<token_class::regular>(entry, 0),
+                                           entry.regular_tokens, record);
       } else if (unit >= first_row_unit(layer_, count_)) {
         attend_rows(unit - first_row_unit(layer_, count_));
       }
@@ -87,27 +86,29 @@ class general_worker {
 
  private:
   template <token_class Class>
-  __device__ void attend_class(const std::byte* tile, int32_t tokens, const std::byte* record) {
+  __device__ void attend_class(tile_place tile, int32_t tokens, const std::byte* record) {
     if constexpr (!Policies::template evicts<Class>) {
       using format = tile_record<Policies, Class>;
       using records = segment_record<Policies>;
       using pair = affine_params<Storage>;
-      for (; tokens > 0; tokens -= tile_tokens, tile += format::bytes(HeadDim)) {
+      const tile_size size{format::code_bytes(HeadDim), format::pair_bytes(HeadDim)};
+      for (; tokens > 0; tokens -= tile_tokens, tile = tile + size) {
         const tile_reader<key_layout, typename format::key_granularity, format::key_bits, Storage>
             keys{
-                reinterpret_cast<const uint32_t*>(tile),
-                reinterpret_cast<const pair*>(tile + format::key_pairs_offset(HeadDim)),
+                reinterpret_cast<const uint32_t*>(tile.codes),
+                reinterpret_cast<const pair*>(tile.pairs),
                 reinterpret_cast<const pair*>(record +
                                               records::template key_pairs_offset<Class>(HeadDim)),
                 reinterpret_cast<const Storage*>(record + records::key_magnitudes_offset(HeadDim))};
         const tile_reader<value_layout, typename format::value_granularity, format::value_bits,
                           Storage>
-            values{reinterpret_cast<const uint32_t*>(tile + format::value_codes_offset(HeadDim)),
-                   reinterpret_cast<const pair*>(tile + format::value_pairs_offset(HeadDim)),
-                   reinterpret_cast<const pair*>(
-                       record + records::template value_pairs_offset<Class>(HeadDim)),
-                   reinterpret_cast<const Storage*>(record +
-                                                    records::value_magnitudes_offset(HeadDim))};
+            values{
+                reinterpret_cast<const uint32_t*>(tile.codes + format::value_codes_offset(HeadDim)),
+                reinterpret_cast<const pair*>(tile.pairs + format::value_pairs_offset(HeadDim)),
+                reinterpret_cast<const pair*>(record +
+                                              records::template value_pairs_offset<Class>(HeadDim)),
+                reinterpret_cast<const Storage*>(record +
+                                                 records::value_magnitudes_offset(HeadDim))};
         const int32_t count = least(tokens, tile_tokens);
         attend_tile(keys, values, [count](int32_t token) { return token < count; });
       }

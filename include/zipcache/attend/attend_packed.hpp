@@ -87,17 +87,16 @@ void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_r
   packed.reset(rows.rows, head_dim);
   tile_pairs_by_token key_pairs, value_pairs;
 
-  sealed.template for_each_tile<Class>(head, [&](const std::byte* bytes, int32_t count) {
-    const auto* keys = reinterpret_cast<const uint32_t*>(bytes);
+  sealed.template for_each_tile<Class>(head, [&](tile_place at, int32_t count) {
+    const auto* keys = reinterpret_cast<const uint32_t*>(at.codes);
     const auto* values =
-        reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim));
+        reinterpret_cast<const uint32_t*>(at.codes + tile::value_codes_offset(head_dim));
     if constexpr (keys_by_token)
-      load_side_pairs<key_granularity, tile::key_bits, Storage>(
-          bytes + tile::key_pairs_offset(head_dim), count, key_pairs);
+      load_side_pairs<key_granularity, tile::key_bits, Storage>(at.pairs, count, key_pairs);
     if constexpr (values_by_token)
       load_side_pairs<value_granularity, tile::value_bits, Storage>(
-          bytes + tile::value_pairs_offset(head_dim), count, value_pairs);
-    prefetch_tile(bytes + tile::bytes(head_dim), tile::bytes(head_dim));
+          at.pairs + tile::value_pairs_offset(head_dim), count, value_pairs);
+    prefetch_tile(at.codes + tile::code_bytes(head_dim), tile::code_bytes(head_dim));
     for_row_chunks(rows.rows, [&](int32_t first, int32_t chunk, auto size) {
       float* scores = packed.scores.data() + first * tile_tokens;
       const std::vector<float>& offset = keys_by_token ? rows.group_sums : rows.bias;

@@ -51,15 +51,17 @@ struct attend_shared {
   using salient = tile_record<Policies, token_class::salient>;
   using regular = tile_record<Policies, token_class::regular>;
   template <class Tile>
-  static constexpr int64_t ring_tile_bytes() {
+  static constexpr tile_size ring_tile_size() {
     // 16-bit tiles are read from global memory.
-    return has_pairs(Tile::key_bits) ? Tile::bytes(HeadDim) : 0;
+    if (!has_pairs(Tile::key_bits)) return {0, 0};
+    return {Tile::code_bytes(HeadDim), Tile::pair_bytes(HeadDim)};
   }
   using tuning = attend_tuning<HeadDim>;
-  static constexpr int64_t salient_copy_bytes = ring_tile_bytes<salient>();
-  static constexpr int64_t regular_copy_bytes = ring_tile_bytes<regular>();
+  static constexpr tile_size salient_copy = ring_tile_size<salient>();
+  static constexpr tile_size regular_copy = ring_tile_size<regular>();
+  /// Bulk copies are fast to and from multiples of 128.
   static constexpr int64_t slot_bytes =
-      most<int64_t>(most(salient_copy_bytes, regular_copy_bytes), 16);
+      most<int64_t>(round_up<int64_t>(most(salient_copy.bytes(), regular_copy.bytes()), 128), 16);
 
   /// What a warp keeps once the prompt's tiles are through its ring: the output of earlier
   /// segments, and the queries for the segment and class that it works on. It takes the place of
@@ -353,13 +355,11 @@ class piece_worker {
     std::byte* const target = ring_memory<Own>(index);
     if constexpr (Own) fetch_record_of(tiles.mark());
     // The lane that knows the tile starts its copy, where one lane can.
-    if constexpr (!ring_slot::by_one_lane())
-      slot.start(target, layer_.pages + tiles.offset(), copied_bytes(tiles.mark()));
+    if constexpr (!ring_slot::by_one_lane()) start_copy(slot, target, tiles.place(), tiles.mark());
     if (tiles.is_lanes_own()) {
       const tile_mark mark = tiles.own_mark();
       slot.mark = mark;
-      if constexpr (ring_slot::by_one_lane())
-        slot.start(target, layer_.pages + tiles.own_offset(), copied_bytes(mark));
+      if constexpr (ring_slot::by_one_lane()) start_copy(slot, target, tiles.own_place(), mark);
     }
     // What the lane wrote is seen by all before the tile is.
     __syncwarp();
@@ -367,10 +367,12 @@ class piece_worker {
     tiles.advance();
     ++pending_;
   }
-  __device__ static int32_t copied_bytes(const tile_mark& mark) {
-    return static_cast<int32_t>(mark.which() == token_class::salient
-                                    ? shared_memory::salient_copy_bytes
-                                    : shared_memory::regular_copy_bytes);
+  __device__ __forceinline__ static void start_copy(ring_slot& slot, std::byte* target,
+                                                    const tile_place& source,
+                                                    const tile_mark& mark) {
+    const tile_size size = mark.which() == token_class::salient ? shared_memory::salient_copy
+                                                                : shared_memory::regular_copy;
+    slot.start(target, source, static_cast<int32_t>(size.codes), static_cast<int32_t>(size.pairs));
   }
 
   /// Goes on to another class or segment. Output leaves a segment in the field places of its last
@@ -445,9 +447,10 @@ class piece_worker {
 
   /// One tile of codes in shared memory.
   template <token_class Class>
-  __device__ __forceinline__ void attend_codes(const std::byte* tile_bytes, int32_t count,
+  __device__ __forceinline__ void attend_codes(const std::byte* codes, int32_t count,
                                                const folded_query<HeadDim>& folded) {
     using tile = tile_record<Policies, Class>;
+    const std::byte* const pairs = codes + tile::code_bytes(HeadDim);
     constexpr bool keys_by_token =
         Policies::key_quantizer_policy::granularity::axis == parameter_axis::token;
     const int32_t row = lane_ / 4;
@@ -462,17 +465,16 @@ class piece_worker {
         split_words(folded.digits[i][lane_], q + 4 * i);
         split_words(folded.low_digits[i][operands::low_lane(lane_)], q_low + 4 * i);
       }
-      score_codes<tile::key_bits, HeadDim>(tile_bytes, lane_, q, q_low, sums, low);
+      score_codes<tile::key_bits, HeadDim>(codes, lane_, q, q_low, sums, low);
     }
     const float scale = folded.scale_and_bias[lane_ % 4].x;
     const float bias = folded.scale_and_bias[lane_ % 4].y;
     float scores[4];
     const row_pairs<typename tile::value_granularity, tile::value_bits, Storage> value_pairs(
-        tile_bytes + tile::value_pairs_offset(HeadDim), row);
+        pairs + tile::value_pairs_offset(HeadDim), row);
     const auto key_pairs = [&] {
       if constexpr (keys_by_token)
-        return row_pairs<typename tile::key_granularity, tile::key_bits, Storage>(
-            tile_bytes + tile::key_pairs_offset(HeadDim), row);
+        return row_pairs<typename tile::key_granularity, tile::key_bits, Storage>(pairs, row);
     };
     float steps[4];
     float mins[4];
@@ -516,8 +518,8 @@ class piece_worker {
       weights[octet] =
           transpose_8x8(split_in_halves<half>(p * (steps[octet] * state_.value_scale)));
     }
-    accumulate_codes<tile::value_bits, HeadDim>(tile_bytes + tile::value_codes_offset(HeadDim),
-                                                lane_, weights, state_.sums);
+    accumulate_codes<tile::value_bits, HeadDim>(codes + tile::value_codes_offset(HeadDim), lane_,
+                                                weights, state_.sums);
   }
 
   __device__ __forceinline__ static void split_words(const uint4& four, uint32_t* words) {
@@ -536,7 +538,7 @@ class piece_worker {
       if (!tiles.ready()) tiles.refill();
       if (!tiles.ready()) break;
       const int32_t count = tiles.mark().tokens();
-      attend_rows_tile(reinterpret_cast<const Storage*>(layer_.pages + tiles.offset()),
+      attend_rows_tile(reinterpret_cast<const Storage*>(tiles.place().codes),
                        [&](int32_t token) { return token < count; });
       tiles.advance();
     }

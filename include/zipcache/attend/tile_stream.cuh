@@ -49,8 +49,9 @@ struct tile_mark {
 };
 
 /// One slot of a warp's ring: what was asked for into it and whether it is there. Slots are used in
-/// turn. From sm_90 on a tile is one bulk copy that one lane starts and a barrier in shared memory
-/// counts; before that, every lane copies its share and the hardware counts groups.
+/// turn. From sm_90 on a tile is two bulk copies that one lane starts, of its codes and of its
+/// pairs, and a barrier in shared memory counts their bytes; before that, every lane copies its
+/// share and the hardware counts groups.
 struct alignas(16) ring_slot {
   uint64_t barrier;
   tile_mark mark;
@@ -76,12 +77,22 @@ struct alignas(16) ring_slot {
     return false;
 #endif
   }
-  /// One lane if `by_one_lane`, else all lanes of the warp.
-  __device__ __forceinline__ void start(void* target, const std::byte* source, int32_t bytes) {
+  /// Copies codes to `target` and pairs behind them. One lane if `by_one_lane`, else all lanes of
+  /// the warp.
+  __device__ __forceinline__ void start(std::byte* target, const tile_place& source,
+                                        int32_t code_bytes, int32_t pair_bytes) {
+#if ZIPCACHE_BULK_COPIES
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)),
+        "r"(code_bytes + pair_bytes)
+        : "memory");
+#endif
+    copy(target, source.codes, code_bytes);
+    if (pair_bytes > 0) copy(target + code_bytes, source.pairs, pair_bytes);
+  }
+  __device__ __forceinline__ void copy(std::byte* target, const std::byte* source, int32_t bytes) {
 #if ZIPCACHE_BULK_COPIES
     const uint32_t address = shared_address(&barrier);
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)
-                 : "memory");
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
             "r"(shared_address(target)),
@@ -90,7 +101,7 @@ struct alignas(16) ring_slot {
 #else
     for (int32_t offset = static_cast<int32_t>(threadIdx.x) % 32 * 16; offset < bytes;
          offset += 512) {
-      copy_16_bytes(static_cast<std::byte*>(target) + offset, source + offset, true);
+      copy_16_bytes(target + offset, source + offset, true);
     }
 #endif
   }
@@ -168,18 +179,20 @@ class tile_list {
 
   /// Whether this lane is the one that holds the next tile, and what it holds.
   __device__ bool is_lanes_own() const { return ((taken_ ^ lane()) & 31) == 0; }
-  __device__ int64_t own_offset() const { return tile_offset_; }
+  __device__ tile_place own_place() const { return place_; }
   __device__ tile_mark own_mark() const { return mark_; }
   /// The next tile for all lanes. (A lane's number counts modulo 32.)
-  __device__ int64_t offset() const { return __shfl_sync(whole_warp, tile_offset_, taken_); }
+  __device__ tile_place place() const {
+    return {shuffled(place_.codes), has_tile_pairs ? shuffled(place_.pairs) : nullptr};
+  }
   __device__ tile_mark mark() const { return {__shfl_sync(whole_warp, mark_.word, taken_)}; }
   __device__ void advance() { ++taken_; }
 
  private:
-  static constexpr int32_t salient_bytes =
-      static_cast<int32_t>(tile_record<Policies, token_class::salient>::bytes(HeadDim));
-  static constexpr int32_t regular_bytes =
-      static_cast<int32_t>(tile_record<Policies, token_class::regular>::bytes(HeadDim));
+  using salient_tile = tile_record<Policies, token_class::salient>;
+  using regular_tile = tile_record<Policies, token_class::regular>;
+  static constexpr bool has_tile_pairs =
+      salient_tile::pair_bytes(HeadDim) + regular_tile::pair_bytes(HeadDim) > 0;
 
   /// The lane's page of the 32 at hand, and tiles up to and with it: salient ones in the low half
   /// of the word and regular ones in the high half, or all in the low one where classes stay
@@ -190,12 +203,16 @@ class tile_list {
   };
 
   __device__ int32_t lane() const { return static_cast<int32_t>(threadIdx.x) % 32; }
+  __device__ std::byte* shuffled(std::byte* pointer) const {
+    return reinterpret_cast<std::byte*>(
+        __shfl_sync(whole_warp, reinterpret_cast<unsigned long long>(pointer), taken_));
+  }
   __device__ int32_t total() const { return salient_ + regular_; }
   __device__ static int32_t salient_tiles(int32_t tokens) {
-    return salient_bytes > 0 ? ceil_div(tokens, tile_tokens) : 0;
+    return salient_tile::bytes(HeadDim) > 0 ? ceil_div(tokens, tile_tokens) : 0;
   }
   __device__ static int32_t regular_tiles(int32_t tokens) {
-    return regular_bytes > 0 ? ceil_div(tokens, tile_tokens) : 0;
+    return regular_tile::bytes(HeadDim) > 0 ? ceil_div(tokens, tile_tokens) : 0;
   }
 
   __device__ lane_page load_pages() const {
@@ -245,9 +262,10 @@ class tile_list {
       salient = in_page < salient_here;
       if (!salient) in_page -= salient_here;
     }
-    const int32_t skipped = salient ? 0 : salient_here * salient_bytes;
-    const int32_t in_bytes = skipped + in_page * (salient ? salient_bytes : regular_bytes);
-    tile_offset_ = number * layer_.page_bytes + in_bytes;
+    constexpr page_layout layout = page_layout_of<Policies>(HeadDim);
+    place_ = layer_.page(number) +
+             (salient ? layout.template before<token_class::salient>(salient_here, in_page)
+                      : layout.template before<token_class::regular>(salient_here, in_page));
     const int32_t tokens = (salient ? salient_tokens : regular_tokens) - in_page * tile_tokens;
     mark_ = tile_mark::make(least(tokens, tile_tokens),
                             salient ? token_class::salient : token_class::regular,
@@ -265,7 +283,7 @@ class tile_list {
   int32_t salient_ = 0;    // all tiles in the order by pages
   int32_t regular_ = 0;
   // Of the lane's tile:
-  int64_t tile_offset_ = 0;
+  tile_place place_{nullptr, nullptr};
   tile_mark mark_;
 };
 

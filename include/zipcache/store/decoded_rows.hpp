@@ -19,7 +19,7 @@ namespace zipcache::detail {
 /// Memory that decoded_rows works in, reused from segment to segment.
 struct decoded_scratch {
   std::vector<std::byte> blocks;
-  std::vector<const std::byte*> tiles;
+  std::vector<tile_place> tiles;
   std::vector<float> keys, values;  ///< [32, head_dim]
 };
 
@@ -34,7 +34,7 @@ class decoded_rows {
         head_dim_(sealed.shape.head_dim) {
     scratch.tiles.clear();
     sealed.template for_each_tile<Class>(
-        head, [&](const std::byte* bytes, int32_t) { scratch.tiles.push_back(bytes); });
+        head, [&](tile_place at, int32_t) { scratch.tiles.push_back(at); });
     scratch.keys.resize(static_cast<size_t>(tile_tokens * head_dim_));
     scratch.values.resize(scratch.keys.size());
     if constexpr (blocks::has_blocks) gather_blocks(head);
@@ -43,9 +43,8 @@ class decoded_rows {
   /// Rows [first, first + count) of the class, all of one tile.
   void load(int64_t first, int32_t count) {
     load_side<key_layout, typename tile::key_granularity, tile::key_bits,
-              typename blocks::key_quantizer>(first, count, 0, tile::key_pairs_offset(head_dim_),
-                                              record_.template key_side<Class>(), 0,
-                                              scratch_->keys.data());
+              typename blocks::key_quantizer>(
+        first, count, 0, 0, record_.template key_side<Class>(), 0, scratch_->keys.data());
     load_side<value_layout, typename tile::value_granularity, tile::value_bits,
               typename blocks::value_quantizer>(
         first, count, tile::value_codes_offset(head_dim_), tile::value_pairs_offset(head_dim_),
@@ -83,12 +82,12 @@ class decoded_rows {
     } else if constexpr (Bits == 0) {
       std::fill_n(out, count * head_dim_, 0.0f);
     } else {
-      const std::byte* bytes = scratch_->tiles[static_cast<size_t>(first / tile_tokens)];
+      const tile_place at = scratch_->tiles[static_cast<size_t>(first / tile_tokens)];
       for (int32_t token = 0; token < count; ++token) {
         decode_token<Layout, Granularity, Bits, Storage>(
-            reinterpret_cast<const uint32_t*>(bytes + codes_offset),
-            reinterpret_cast<const affine_params<Storage>*>(bytes + pairs_offset), given, head_dim_,
-            static_cast<int32_t>(first % tile_tokens) + token, out + token * head_dim_);
+            reinterpret_cast<const uint32_t*>(at.codes + codes_offset),
+            reinterpret_cast<const affine_params<Storage>*>(at.pairs + pairs_offset), given,
+            head_dim_, static_cast<int32_t>(first % tile_tokens) + token, out + token * head_dim_);
       }
     }
     if constexpr (is_rotated<typename Quantizer::granularity>) {

@@ -56,35 +56,31 @@ __device__ void write_sealed_token(const device_layer<Policies, Storage>& layer,
   using tile = tile_record<Policies, Class>;
   const int32_t head_dim = layer.head_dim;
   constexpr bool is_salient = Class == token_class::salient;
-  const std::byte* bytes = nullptr;
-  for (int32_t page = 0; page < num_pages && bytes == nullptr; ++page) {
+  tile_place at{nullptr, nullptr};
+  for (int32_t page = 0; page < num_pages && at.codes == nullptr; ++page) {
     const page_entry entry = table[page];
     const int32_t tokens = is_salient ? entry.salient_tokens : entry.regular_tokens;
     if (rank < tokens) {
-      const int64_t skipped =
-          is_salient ? 0
-                     : entry.salient_tiles() *
-                           tile_record<Policies, token_class::salient>::bytes(head_dim);
-      bytes = layer.page(entry.page) + skipped + rank / tile_tokens * tile::bytes(head_dim);
+      at = layer.template tile<Class>(entry, rank / tile_tokens);
     } else {
       rank -= tokens;
     }
   }
   const int32_t slot = rank % tile_tokens;
   for (int32_t channel = lane; channel < head_dim; channel += 32) {
-    if (bytes == nullptr) {  // evicted
+    if (at.codes == nullptr) {  // evicted
       k[channel] = 0.0f;
       v[channel] = 0.0f;
       continue;
     }
     k[channel] = decode_value<key_layout, typename tile::key_granularity, tile::key_bits, Storage>(
-        reinterpret_cast<const uint32_t*>(bytes),
-        reinterpret_cast<const affine_params<Storage>*>(bytes + tile::key_pairs_offset(head_dim)),
+        reinterpret_cast<const uint32_t*>(at.codes),
+        reinterpret_cast<const affine_params<Storage>*>(at.pairs),
         record.template key_side<Class>(), head_dim, slot, channel);
     v[channel] =
         decode_value<value_layout, typename tile::value_granularity, tile::value_bits, Storage>(
-            reinterpret_cast<const uint32_t*>(bytes + tile::value_codes_offset(head_dim)),
-            reinterpret_cast<const affine_params<Storage>*>(bytes +
+            reinterpret_cast<const uint32_t*>(at.codes + tile::value_codes_offset(head_dim)),
+            reinterpret_cast<const affine_params<Storage>*>(at.pairs +
                                                             tile::value_pairs_offset(head_dim)),
             record.template value_side<Class>(), head_dim, slot, channel);
   }

@@ -118,8 +118,11 @@ struct device_layer {
   int32_t max_sequences;
   float sm_scale;
 
-  std::byte* pages;  ///< the pool; page p at p * page_bytes
-  int64_t page_bytes;
+  std::byte* pages;         ///< the pool: codes of page p at p * page_code_bytes
+  std::byte* page_pairs;    ///< and its pairs at p * page_pair_bytes
+  int64_t page_bytes;       ///< of a page in one block, by which tiles are spread over pages
+  int64_t page_code_bytes;  ///< a multiple of 128, so that every tile's codes are aligned to 128
+  int64_t page_pair_bytes;
   page_entry* table;   ///< [max_sequences, num_kv_heads, max_pages]; page numbers are there before
                        ///< tokens are
   int32_t max_pages;   ///< pages of one head of one sequence
@@ -173,8 +176,25 @@ struct device_layer {
   ZIPCACHE_HOST_DEVICE uint32_t* bitmap_of(int32_t sequence, int32_t head) const {
     return bitmaps + (static_cast<int64_t>(sequence) * num_kv_heads + head) * bitmap_words;
   }
-  ZIPCACHE_HOST_DEVICE std::byte* page(uint32_t number) const {
-    return pages + static_cast<int64_t>(number) * page_bytes;
+  /// Sizes of pages that hold what pages of `bytes` in one block hold. Needs head_dim.
+  void set_page_bytes(int64_t bytes) {
+    const tile_size planes = page_layout_of<Policies>(head_dim).planes(bytes);
+    page_bytes = bytes;
+    page_code_bytes = planes.codes;
+    page_pair_bytes = planes.pairs;
+  }
+  /// What a page really takes.
+  int64_t allocated_page_bytes() const { return page_code_bytes + page_pair_bytes; }
+  /// The first codes and pairs of a page.
+  ZIPCACHE_HOST_DEVICE tile_place page(uint32_t number) const {
+    return {pages + static_cast<int64_t>(number) * page_code_bytes,
+            page_pairs + static_cast<int64_t>(number) * page_pair_bytes};
+  }
+  /// Tile `index` of a class among those of the page.
+  template <token_class Class>
+  ZIPCACHE_HOST_DEVICE tile_place tile(const page_entry& entry, int64_t index) const {
+    return page(entry.page) +
+           page_layout_of<Policies>(head_dim).template before<Class>(entry.salient_tiles(), index);
   }
 
   /// Values of a 16-bit tile of keys and values together; keys come first.

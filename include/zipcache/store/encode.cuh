@@ -275,19 +275,18 @@ __device__ void encode_tile_side(Team team, const Rows& rows, int32_t count, int
 /// @brief Both sides of one tile of `Class`, from the rows of each and the head's segment record.
 template <class Policies, token_class Class, class Storage, class Team, class Rows>
 __device__ void encode_tile(Team team, const Rows& key_rows, const Rows& value_rows, int32_t count,
-                            int32_t head_dim, record_view<Policies, Storage> record,
-                            std::byte* tile_bytes, float* scratch) {
+                            int32_t head_dim, record_view<Policies, Storage> record, tile_place at,
+                            float* scratch) {
   using tile = tile_record<Policies, Class>;
   encode_tile_side<key_layout, typename tile::key_granularity, tile::key_bits>(
       team, key_rows, count, head_dim, record.template key_side<Class>(),
-      reinterpret_cast<uint32_t*>(tile_bytes),
-      reinterpret_cast<affine_params<Storage>*>(tile_bytes + tile::key_pairs_offset(head_dim)),
+      reinterpret_cast<uint32_t*>(at.codes), reinterpret_cast<affine_params<Storage>*>(at.pairs),
       scratch);
   team.sync();
   encode_tile_side<value_layout, typename tile::value_granularity, tile::value_bits>(
       team, value_rows, count, head_dim, record.template value_side<Class>(),
-      reinterpret_cast<uint32_t*>(tile_bytes + tile::value_codes_offset(head_dim)),
-      reinterpret_cast<affine_params<Storage>*>(tile_bytes + tile::value_pairs_offset(head_dim)),
+      reinterpret_cast<uint32_t*>(at.codes + tile::value_codes_offset(head_dim)),
+      reinterpret_cast<affine_params<Storage>*>(at.pairs + tile::value_pairs_offset(head_dim)),
       scratch);
   team.sync();
 }

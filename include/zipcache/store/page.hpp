@@ -1,19 +1,28 @@
 // Pages: fixed bytes, whatever is in them. A page of codes belongs to one segment and one KV head
 // and holds some tiles of the salient class, then some of the regular class:
-//   [salient tiles][regular tiles][unused, or blocks: block_record.hpp]
-// Both classes share every page, in about the same mix, for two reasons: a last page that is partly
-// empty is paid once for a head instead of once for each class, and every page costs attention the
-// same time. With the paper's ratio and an interval of 160 tokens, two 4-bit tiles are a page, or
-// one and two 2-bit tiles (8336 bytes at head_dim 128), so a flush fills two pages of each head. A
-// page of rows (the window, sinks) holds R = page_bytes / (4 * head_dim) tokens of one KV head in
-// 16 bits:
+//   [codes of salient tiles][codes of regular tiles]
+//   [pairs of salient tiles][pairs of regular tiles][unused, or blocks: block_record.hpp]
+// Codes come first because theirs are multiples of 128 bytes: on CUDA the codes of all pages are
+// one plane of the pool and the pairs another, so that each tile's codes are aligned to 128 bytes,
+// which the bulk copies of attention need to be fast. In a page with s salient and r regular tiles
+// of SC + SP and RC + RP bytes (codes + pairs):
+//   codes of salient tile i   i * SC               pairs of salient tile i   P0 + i * SP
+//   codes of regular tile j   s * SC + j * RC      pairs of regular tile j   P0 + s * SP + j * RP
+// with P0 = s * SC + r * RC in a whole page and P0 = 0 in the plane of pairs. Both classes share
+// every page, in about the same mix, for two reasons: a last page that is partly empty is paid once
+// for a head instead of once for each class, and every page costs attention the same time. With the
+// paper's ratio and an interval of 160 tokens, two 4-bit tiles are a page, or one and two 2-bit
+// tiles (8336 bytes at head_dim 128), so a flush fills two pages of each head. A page of rows (the
+// window, sinks) holds R = page_bytes / (4 * head_dim) tokens of one KV head in 16 bits:
 //   [keys, R x head_dim][values, R x head_dim][unused]
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include <zipcache/config.hpp>
 #include <zipcache/core/numerics.hpp>
+#include <zipcache/policy/policies.hpp>
 #include <zipcache/store/layout.hpp>
 
 namespace zipcache {
@@ -33,6 +42,63 @@ struct page_entry {
   }
 };
 static_assert(sizeof(page_entry) == 8, "zipcache: a page table entry is eight bytes");
+
+/// Where a tile lies: its codes (keys, then values) and its pairs (those of keys, then of values).
+struct tile_place {
+  std::byte* codes;
+  std::byte* pairs;
+};
+
+/// Bytes of a tile, or of all tiles of a page.
+struct tile_size {
+  int64_t codes;
+  int64_t pairs;
+
+  ZIPCACHE_HOST_DEVICE constexpr int64_t bytes() const { return codes + pairs; }
+};
+
+/// The place so many bytes further.
+ZIPCACHE_HOST_DEVICE inline tile_place operator+(tile_place place, tile_size skipped) {
+  return {place.codes + skipped.codes, place.pairs + skipped.pairs};
+}
+
+/// Where the tiles of a page lie: the only definition, for both backends.
+struct page_layout {
+  tile_size salient;
+  tile_size regular;
+
+  /// Codes and pairs in front of tile `index` of a class, each counted from the page's first ones.
+  template <token_class Class>
+  ZIPCACHE_HOST_DEVICE constexpr tile_size before(int64_t salient_tiles, int64_t index) const {
+    if constexpr (Class == token_class::salient) {
+      return {index * salient.codes, index * salient.pairs};
+    } else {
+      return {salient_tiles * salient.codes + index * regular.codes,
+              salient_tiles * salient.pairs + index * regular.pairs};
+    }
+  }
+  /// All tiles of a page.
+  ZIPCACHE_HOST_DEVICE constexpr tile_size size(const page_entry& entry) const {
+    return before<token_class::regular>(entry.salient_tiles(), entry.regular_tiles());
+  }
+  /// Tile `index` of a class in a page that is one block of bytes.
+  template <token_class Class>
+  tile_place place(std::byte* page, const page_entry& entry, int64_t index) const {
+    return tile_place{page, page + size(entry).codes} + before<Class>(entry.salient_tiles(), index);
+  }
+
+  /// Bytes of a page in the two planes: the most that any mix of tiles has which fits `page_bytes`.
+  constexpr tile_size planes(int64_t page_bytes) const {
+    tile_size largest{0, 0};
+    for (int64_t s = 0; s == 0 || (salient.bytes() > 0 && s * salient.bytes() <= page_bytes); ++s) {
+      const int64_t r =
+          regular.bytes() > 0 ? (page_bytes - s * salient.bytes()) / regular.bytes() : 0;
+      const tile_size mix = before<token_class::regular>(s, r);
+      largest = {most(largest.codes, mix.codes), most(largest.pairs, mix.pairs)};
+    }
+    return {round_up<int64_t>(largest.codes, 128), round_up<int64_t>(largest.pairs, 16)};
+  }
+};
 
 /// How the tiles of one head of a segment are spread over its pages. Pure arithmetic: both backends
 /// and every reader compute the same plan from the same numbers.

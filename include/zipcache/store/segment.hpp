@@ -57,8 +57,7 @@ struct segment_shape {
   }
   /// Bytes of a page that tiles take.
   int64_t tile_bytes(const page_entry& entry) const {
-    return entry.salient_tiles() * salient_tile_bytes(head_dim) +
-           entry.regular_tiles() * regular_tile_bytes(head_dim);
+    return page_layout_of<Policies>(head_dim).size(entry).bytes();
   }
   int64_t num_pages(int64_t page_bytes) const { return num_kv_heads * pages_per_head(page_bytes); }
   /// 32-bit words of the bitmap that says which tokens of one head are salient (bit token % 32 of
@@ -104,23 +103,20 @@ struct segment {
     }
   }
 
-  /// Calls visit(tile bytes, number of tokens in it) for the tiles of one class of one head, in
+  /// Calls visit(tile_place, number of tokens in it) for the tiles of one class of one head, in
   /// token order.
   template <token_class Class, class Visit>
   void for_each_tile(int32_t head, Visit&& visit) const {
     constexpr bool is_salient_class = Class == token_class::salient;
-    const int64_t tile_bytes = tile_record<Policies, Class>::bytes(shape.head_dim);
-    if (tile_bytes == 0) return;
+    if (tile_record<Policies, Class>::bytes(shape.head_dim) == 0) return;
+    const page_layout layout = page_layout_of<Policies>(shape.head_dim);
     for (int64_t page = 0; page < pages_per_head; ++page) {
       const page_entry entry = table[static_cast<size_t>(head * pages_per_head + page)];
-      const int64_t skipped =
-          is_salient_class
-              ? 0
-              : entry.salient_tiles() * segment_shape<Policies>::salient_tile_bytes(shape.head_dim);
-      std::byte* tile = pool->data(entry.page) + skipped;
+      std::byte* const bytes = pool->data(entry.page);
       const int32_t tokens = is_salient_class ? entry.salient_tokens : entry.regular_tokens;
-      for (int32_t first = 0; first < tokens; first += tile_tokens, tile += tile_bytes) {
-        visit(tile, least(tile_tokens, tokens - first));
+      for (int32_t first = 0; first < tokens; first += tile_tokens) {
+        visit(layout.place<Class>(bytes, entry, first / tile_tokens),
+              least(tile_tokens, tokens - first));
       }
     }
   }

@@ -87,8 +87,9 @@ __device__ inline int32_t initial_statistic(int32_t which) {
 
 /// Where a tile lies; the same for all rows.
 struct tile_address {
-  int32_t page;  ///< of the row's table
-  int32_t byte_in_page;
+  int32_t page;   ///< of the row's table
+  int32_t codes;  ///< bytes in front of its codes and pairs, in the page's planes
+  int32_t pairs;
 };
 
 /// What all kernels of one call know. A row is one KV head of one sequence.
@@ -225,6 +226,11 @@ template <class Policies, class Storage>
 __device__ void save_tile_addresses(const store_arguments<Policies, Storage>& given, int64_t thread,
                                     int64_t num_threads) {
   const page_plan& plan = given.plan;
+  const page_layout layout = page_layout_of<Policies>(given.layer.head_dim);
+  const auto address = [](int64_t page, tile_size skipped) {
+    return tile_address{static_cast<int32_t>(page), static_cast<int32_t>(skipped.codes),
+                        static_cast<int32_t>(skipped.pairs)};
+  };
   for (int64_t i = thread; i < plan.num_pages * given.tiles_per_page; i += num_threads) {
     const int64_t page = i / given.tiles_per_page;
     const int64_t slot = i % given.tiles_per_page;
@@ -232,15 +238,14 @@ __device__ void save_tile_addresses(const store_arguments<Policies, Storage>& gi
     const int64_t salient_here = plan.salient_before(page + 1) - salient_before;
     const int64_t other = slot - salient_here;  // among the page's regular tiles
     if (other < 0) {
-      given.tiles[salient_before + slot] = {static_cast<int32_t>(page),
-                                            static_cast<int32_t>(slot * plan.salient_tile_bytes)};
+      given.tiles[salient_before + slot] =
+          address(page, layout.template before<token_class::salient>(salient_here, slot));
       continue;
     }
     const int64_t tile = plan.regular_before(page) + other;
     if (other >= plan.room_beside(salient_here) || tile >= plan.regular_tiles) continue;
-    given.tiles[plan.salient_tiles + tile] = {
-        static_cast<int32_t>(page), static_cast<int32_t>(salient_here * plan.salient_tile_bytes +
-                                                         other * plan.regular_tile_bytes)};
+    given.tiles[plan.salient_tiles + tile] =
+        address(page, layout.template before<token_class::regular>(salient_here, other));
   }
 }
 
@@ -601,15 +606,16 @@ __device__ void run_group(const store_arguments<Policies, Storage>& given, int32
     }
     if (!exists) continue;
     const tile_address address = given.tiles[tile];
-    std::byte* bytes = given.layer.page(table[address.page].page) + address.byte_in_page;
+    const tile_place at =
+        given.layer.page(table[address.page].page) + tile_size{address.codes, address.pairs};
     wait_copy_groups<0>();
     __syncwarp();
     if (is_salient) {
       encode_staged_class<Keys, token_class::salient, HeadDim>(given.record(row), scales, staged,
-                                                               bytes);
+                                                               at);
     } else {
       encode_staged_class<Keys, token_class::regular, HeadDim>(given.record(row), scales, staged,
-                                                               bytes);
+                                                               at);
     }
     __syncwarp();
   }
@@ -741,6 +747,9 @@ void check_store(const store_arguments<Policies, Storage>& given) {
           "the layer's page tables have " + std::to_string(layer.max_pages) +
               " pages a head, but the prompt needs " + std::to_string(given.plan.num_pages));
   require(layer.page_bytes % 16 == 0, "page_bytes must be a multiple of 16");
+  const tile_size planes = page_layout_of<Policies>(layer.head_dim).planes(layer.page_bytes);
+  require(layer.page_code_bytes == planes.codes && layer.page_pair_bytes == planes.pairs,
+          "page_code_bytes and page_pair_bytes must be what set_page_bytes gives");
   require(given.num_items() <= 2000000000, "the prompts have too many tiles");
 }
 

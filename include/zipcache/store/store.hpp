@@ -74,18 +74,18 @@ void encode_class(const segment<Policies>& sealed, int32_t head,
   using tile = tile_record<Policies, Class>;
   const int32_t head_dim = sealed.shape.head_dim;
   size_t first = 0;
-  sealed.template for_each_tile<Class>(head, [&](std::byte* bytes, int32_t count) {
+  sealed.template for_each_tile<Class>(head, [&](tile_place at, int32_t count) {
     const size_t tokens = static_cast<size_t>(count);
     encode_side<key_layout, typename tile::key_granularity, tile::key_bits, Storage, KeyElement>(
         key_rows.template of<Class>().subspan(first, tokens), head_dim,
-        record.template key_side<Class>(), reinterpret_cast<uint32_t*>(bytes),
-        reinterpret_cast<affine_params<Storage>*>(bytes + tile::key_pairs_offset(head_dim)));
+        record.template key_side<Class>(), reinterpret_cast<uint32_t*>(at.codes),
+        reinterpret_cast<affine_params<Storage>*>(at.pairs));
     encode_side<value_layout, typename tile::value_granularity, tile::value_bits, Storage,
                 ValueElement>(
         value_rows.template of<Class>().subspan(first, tokens), head_dim,
         record.template value_side<Class>(),
-        reinterpret_cast<uint32_t*>(bytes + tile::value_codes_offset(head_dim)),
-        reinterpret_cast<affine_params<Storage>*>(bytes + tile::value_pairs_offset(head_dim)));
+        reinterpret_cast<uint32_t*>(at.codes + tile::value_codes_offset(head_dim)),
+        reinterpret_cast<affine_params<Storage>*>(at.pairs + tile::value_pairs_offset(head_dim)));
     first += tokens;
   });
 }

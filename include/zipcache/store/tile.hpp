@@ -6,11 +6,13 @@
 //                     4-bit class            2-bit class
 //   key codes         0    .. 2047           0    .. 1023       order: layout.hpp
 //   value codes       2048 .. 4095           1024 .. 2047
-//   key parameters    none (segment)         none (segment)
-//   value parameters  4096 .. 4143           2048 .. 2095       32 steps of 8 bits, at slot
+//   key pairs         none (segment)         none (segment)
+//   value pairs       0    .. 47             0    .. 47         32 steps of 8 bits, at slot
 //                                                               token_parameter_slot(token), then
 //                                                               32 zeros of 4: compact_zero_place
-//   size              4144                   2096
+//   size              4096 + 48              2048 + 48          codes + pairs
+// Codes and pairs lie apart in a page (page.hpp), so their offsets are counted apart. Codes of any
+// tile are a multiple of 128 bytes, pairs of 16.
 // Parameters that vary by token and group, where they are not compact: pair of 4 bytes of (token,
 // group) at group * 32 + slot. By channel: pair at channel. Unused tokens of the last tile have
 // codes and parameters 0 when written, and may hold anything when read.
@@ -30,6 +32,7 @@
 #include <zipcache/quantize/compact_pairs.hpp>
 #include <zipcache/quantize/granularity.hpp>
 #include <zipcache/store/layout.hpp>
+#include <zipcache/store/page.hpp>
 
 namespace zipcache {
 
@@ -74,7 +77,7 @@ struct tile_side<Quantizer> {
   static constexpr int bits = 0;
 };
 
-/// Byte offsets in a tile of `Class`.
+/// Byte offsets in a tile of `Class`: of codes from its first code, of pairs from its first pair.
 template <class Policies, token_class Class>
 struct tile_record {
   using key_side = tile_side<typename Policies::key_quantizer_policy>;
@@ -89,20 +92,29 @@ struct tile_record {
   ZIPCACHE_HOST_DEVICE static constexpr int64_t value_codes_offset(int32_t head_dim) {
     return int64_t{4} * key_codes::words(head_dim);
   }
-  ZIPCACHE_HOST_DEVICE static constexpr int64_t key_pairs_offset(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t code_bytes(int32_t head_dim) {
     return value_codes_offset(head_dim) + int64_t{4} * value_codes::words(head_dim);
   }
   ZIPCACHE_HOST_DEVICE static constexpr int64_t value_pairs_offset(int32_t head_dim) {
-    return key_pairs_offset(head_dim) + tile_pair_bytes<key_granularity, key_bits>(head_dim);
+    return tile_pair_bytes<key_granularity, key_bits>(head_dim);
   }
-  ZIPCACHE_HOST_DEVICE static constexpr int64_t bytes(int32_t head_dim) {
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t pair_bytes(int32_t head_dim) {
     return value_pairs_offset(head_dim) + tile_pair_bytes<value_granularity, value_bits>(head_dim);
   }
-  /// Bytes of the codes alone.
-  ZIPCACHE_HOST_DEVICE static constexpr int64_t code_bytes(int32_t head_dim) {
-    return key_pairs_offset(head_dim);
+  /// Codes and pairs.
+  ZIPCACHE_HOST_DEVICE static constexpr int64_t bytes(int32_t head_dim) {
+    return code_bytes(head_dim) + pair_bytes(head_dim);
   }
 };
+
+/// Where the tiles of these policies lie in a page.
+template <class Policies>
+ZIPCACHE_HOST_DEVICE constexpr page_layout page_layout_of(int32_t head_dim) {
+  using salient = tile_record<Policies, token_class::salient>;
+  using regular = tile_record<Policies, token_class::regular>;
+  return {{salient::code_bytes(head_dim), salient::pair_bytes(head_dim)},
+          {regular::code_bytes(head_dim), regular::pair_bytes(head_dim)}};
+}
 
 /// Byte offsets in one head's segment record.
 template <class Policies>

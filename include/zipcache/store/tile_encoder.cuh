@@ -593,7 +593,7 @@ __device__ void save_channel(const channel_statistics& statistics, int32_t chann
 template <bool Keys, token_class Class, int HeadDim, class Policies, class Storage, class Rows>
 __device__ void encode_staged_class(const record_view<Policies, Storage>& record,
                                     const float2* scales, staged_tile<Storage, Rows> tile,
-                                    std::byte* bytes) {
+                                    tile_place at) {
   using layout = tile_record<Policies, Class>;
   const int32_t head_dim = HeadDim == 0 ? tile.head_dim : HeadDim;
   constexpr int32_t which = Class == token_class::salient ? salient_scales : regular_scales;
@@ -602,13 +602,13 @@ __device__ void encode_staged_class(const record_view<Policies, Storage>& record
   if constexpr (Keys) {
     tile.magnitudes = record.key_magnitudes();
     encode_staged_side<true, typename layout::key_granularity, layout::key_bits, HeadDim>(
-        tile, reinterpret_cast<uint32_t*>(bytes),
-        reinterpret_cast<affine_params<Storage>*>(bytes + layout::key_pairs_offset(head_dim)));
+        tile, reinterpret_cast<uint32_t*>(at.codes),
+        reinterpret_cast<affine_params<Storage>*>(at.pairs));
   } else {
     tile.magnitudes = record.value_magnitudes();
     encode_staged_side<false, typename layout::value_granularity, layout::value_bits, HeadDim>(
-        tile, reinterpret_cast<uint32_t*>(bytes + layout::value_codes_offset(head_dim)),
-        reinterpret_cast<affine_params<Storage>*>(bytes + layout::value_pairs_offset(head_dim)));
+        tile, reinterpret_cast<uint32_t*>(at.codes + layout::value_codes_offset(head_dim)),
+        reinterpret_cast<affine_params<Storage>*>(at.pairs + layout::value_pairs_offset(head_dim)));
   }
 }
 

@@ -154,6 +154,17 @@ void write_probes(cudaStream_t stream, const device_layer<Policies, Storage>& la
   wait_for(stream);
 }
 
+/// Calls copy(bytes of the page in one block, bytes of it on the device, count) for the two pieces
+/// that a page is on the device.
+template <class Policies, class Storage, class Copy>
+void for_each_plane(const device_layer<Policies, Storage>& layer, const page_entry& entry,
+                    Copy&& copy) {
+  const tile_size used = page_layout_of<Policies>(layer.head_dim).size(entry);
+  const tile_place page = layer.page(entry.page);
+  copy(int64_t{0}, page.codes, used.codes);
+  copy(used.codes, page.pairs, used.pairs);
+}
+
 /// Segment `index` with its pages [first_page, ...) of every head's table.
 template <class Policies, class Storage>
 segment_content<Policies> read_segment(cudaStream_t stream,
@@ -169,7 +180,9 @@ segment_content<Policies> read_segment(cudaStream_t stream,
     const auto table =
         read_values<page_entry>(stream, layer.table_of(sequence, head) + first_page, pages);
     for (const page_entry& entry : table) {
-      read_array<std::byte>(stream, to, layer.page(entry.page), layer.page_bytes);
+      for_each_plane(layer, entry, [&](int64_t at, const std::byte* plane, int64_t count) {
+        read_array(stream, to + at, plane, count);
+      });
       to += layer.page_bytes;
     }
     read_array(stream, part.bitmaps.data() + head * shape.bitmap_words(),
@@ -194,7 +207,9 @@ void write_segment(cudaStream_t stream, const device_layer<Policies, Storage>& l
   for (int32_t head = 0; head < heads; ++head) {
     for (size_t i = 0; i < entries.size(); ++i) {
       entries[i].page = pages[i * static_cast<size_t>(heads) + static_cast<size_t>(head)];
-      write_array(stream, layer.page(entries[i].page), from, layer.page_bytes);
+      for_each_plane(layer, entries[i], [&](int64_t at, std::byte* plane, int64_t count) {
+        write_array(stream, plane, from + at, count);
+      });
       from += layer.page_bytes;
     }
     write_array(stream, layer.table_of(sequence, head) + first_page, entries.data(),

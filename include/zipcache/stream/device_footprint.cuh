@@ -40,7 +40,7 @@ class device_footprint {
 
   footprint total() const {
     footprint total = sum_;
-    total.padding_bytes = static_cast<int64_t>(pages_.size()) * sizes_.page_bytes -
+    total.padding_bytes = static_cast<int64_t>(pages_.size()) * sizes_.allocated_page_bytes() -
                           sum_.code_bytes - sum_.parameter_bytes;
     total.parameter_bytes += record_bytes_;
     return total;

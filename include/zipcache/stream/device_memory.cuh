@@ -26,7 +26,8 @@ class device_memory {
     const layer_type& sizes = plan.layer;
     const int64_t places = plan.num_layers * sizes.max_sequences;
     const int64_t heads = places * sizes.num_kv_heads;
-    make(pages_, plan.num_pages * sizes.page_bytes);
+    make(pages_, plan.num_pages * sizes.page_code_bytes);
+    make(page_pairs_, plan.num_pages * sizes.page_pair_bytes);
     make(tables_, heads * sizes.max_pages);
     make(records_, heads * sizes.max_segments * sizes.record_bytes());
     make(bitmaps_, heads * sizes.bitmap_words);
@@ -72,6 +73,7 @@ class device_memory {
     const int64_t first = layer * sizes.max_sequences;
     const int64_t first_head = first * sizes.num_kv_heads;
     view.pages = pages_.data();
+    view.page_pairs = page_pairs_.data();
     view.table = tables_.data() + first_head * sizes.max_pages;
     view.records = records_.data() + first_head * sizes.max_segments * sizes.record_bytes();
     view.bitmaps = bitmaps_.data() + first_head * sizes.bitmap_words;
@@ -92,7 +94,7 @@ class device_memory {
   }
 
   std::vector<layer_type> layers_;
-  device_array<std::byte> pages_, records_, attend_workspace_, append_workspace_;
+  device_array<std::byte> pages_, page_pairs_, records_, attend_workspace_, append_workspace_;
   device_array<page_entry> tables_;
   device_array<uint32_t> bitmaps_, status_, planned_, recorded_;
   device_array<flush_sizes> pinning_flushes_;

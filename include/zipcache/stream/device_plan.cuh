@@ -148,7 +148,7 @@ device_plan<Policies, Element> plan_device_memory(const cache_shape& shape,
   layer.head_dim = shape.head_dim;
   layer.max_sequences = limits.max_sequences;
   layer.sm_scale = shape.softmax_scale();
-  layer.page_bytes = planned_page_bytes<Policies>(given.page_bytes, options, shape.head_dim);
+  layer.set_page_bytes(planned_page_bytes<Policies>(given.page_bytes, options, shape.head_dim));
   require_between("max_pages", given.max_pages, int64_t{0}, int64_t{1} << 31);
   check_interval<Policies>(options.schedule, shape.head_dim);
   plan_intervals(plan, options);

@@ -137,7 +137,7 @@ struct window_rows {
 template <class Policies, token_class Class, class Storage>
 __device__ void encode_interval_tile(const window_reader<Policies, Storage>& window,
                                      const int32_t* tokens, int32_t count,
-                                     record_view<Policies, Storage> record, std::byte* tile,
+                                     record_view<Policies, Storage> record, tile_place tile,
                                      float* scratch) {
   using rows = window_rows<Policies, Storage>;
   encode_tile<Policies, Class>(warp_team{static_cast<int32_t>(threadIdx.x) % 32},
@@ -192,20 +192,18 @@ __device__ void flush_general(const device_layer<Policies, Storage>& layer,
   int32_t regular_done = 0;
   for (int32_t page = 0; page < flush.pages; ++page) {
     const page_entry entry = plan.entry(page, table[page].page, flush.salient, num_regular);
-    std::byte* tile = layer.page(entry.page);
-    for (int32_t first = 0; first < entry.salient_tokens;
-         first += tile_tokens, tile += shape.salient_tile_bytes(layer.head_dim)) {
+    for (int32_t first = 0; first < entry.salient_tokens; first += tile_tokens) {
       if (turn++ % (append_warps) != warp) continue;
       encode_interval_tile<Policies, token_class::salient>(
           rows, lists + salient_done + first, least(tile_tokens, entry.salient_tokens - first),
-          record, tile, scratch);
+          record, layer.template tile<token_class::salient>(entry, first / tile_tokens), scratch);
     }
-    for (int32_t first = 0; first < entry.regular_tokens;
-         first += tile_tokens, tile += shape.regular_tile_bytes(layer.head_dim)) {
+    for (int32_t first = 0; first < entry.regular_tokens; first += tile_tokens) {
       if (turn++ % (append_warps) != warp) continue;
       encode_interval_tile<Policies, token_class::regular>(
           rows, lists + flush.salient + regular_done + first,
-          least(tile_tokens, entry.regular_tokens - first), record, tile, scratch);
+          least(tile_tokens, entry.regular_tokens - first), record,
+          layer.template tile<token_class::regular>(entry, first / tile_tokens), scratch);
     }
     salient_done += entry.salient_tokens;
     regular_done += entry.regular_tokens;

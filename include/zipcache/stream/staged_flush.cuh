@@ -24,8 +24,8 @@ struct staged_tuning {
 };
 
 /// A tile that a flush writes.
-struct flush_tile {
-  std::byte* bytes;
+struct alignas(16) flush_tile {
+  tile_place at;
   int32_t first;  ///< of the list of tokens by class
   int32_t count;
 };
@@ -95,7 +95,8 @@ struct staged_flush_layout {
     return warps_offset() + append_warps * warp_bytes();
   }
 };
-static_assert(sizeof(flush_tile) == 16, "zipcache: parts of the layout are aligned to 16 bytes");
+static_assert(sizeof(flush_tile) % 16 == 0,
+              "zipcache: parts of the layout are aligned to 16 bytes");
 
 // --- rows
 // -----------------------------------------------------------------------------------------
@@ -435,16 +436,17 @@ __device__ void plan_tiles(const device_layer<Policies, Storage>& layer,
   page_entry* table = layer.table_of(sequence, head) + count.pages;
   for (int32_t page = static_cast<int32_t>(threadIdx.x) % 32; page < flush.pages; page += 32) {
     const page_entry entry = plan.entry(page, table[page].page, flush.salient, num_regular);
-    std::byte* bytes = layer.page(entry.page);
-    const auto place = [&](int64_t tile, int64_t first, int32_t count_here, int64_t tile_bytes) {
-      for (int32_t i = 0; i < count_here; i += tile_tokens, ++tile, bytes += tile_bytes)
-        tiles[tile] = {bytes, static_cast<int32_t>(first) + i, least(tile_tokens, count_here - i)};
+    const auto place = [&]<token_class Class>(int64_t tile, int64_t first, int32_t count_here) {
+      for (int32_t i = 0; i < count_here; i += tile_tokens, ++tile)
+        tiles[tile] = {layer.template tile<Class>(entry, i / tile_tokens),
+                       static_cast<int32_t>(first) + i, least(tile_tokens, count_here - i)};
     };
     const int64_t salient = plan.salient_before(page);
     const int64_t regular = least(plan.regular_before(page), plan.regular_tiles);
-    place(salient, salient * tile_tokens, entry.salient_tokens, plan.salient_tile_bytes);
-    place(plan.salient_tiles + regular, flush.salient + regular * tile_tokens, entry.regular_tokens,
-          plan.regular_tile_bytes);
+    place.template operator()<token_class::salient>(salient, salient * tile_tokens,
+                                                    entry.salient_tokens);
+    place.template operator()<token_class::regular>(
+        plan.salient_tiles + regular, flush.salient + regular * tile_tokens, entry.regular_tokens);
     table[page] = entry;
   }
 }
@@ -478,7 +480,7 @@ __device__ __forceinline__ void encode_flush_tile(const flush_tile& tile, const 
   staged.count = tile.count;
   staged.lane = lane;
   staged.scales = token_scales;
-  encode_staged_class<Keys, Class, HeadDim>(record, scales, staged, tile.bytes);
+  encode_staged_class<Keys, Class, HeadDim>(record, scales, staged, tile.at);
   __syncwarp();
 }
 

@@ -70,6 +70,7 @@ class matrix_batch {
   using value_granularity = typename record::value_granularity;
   static constexpr bool keys_by_token = key_granularity::axis == parameter_axis::token;
   static constexpr bool values_by_token = value_granularity::axis == parameter_axis::token;
+  static constexpr int32_t part_bytes = record::value_bits * 256;  ///< 64 channels, 32 tokens
   static constexpr float finest = 0x1p31f;  ///< the integer of the largest weight
 
   /// Of the values' tokens: what no probability times its step is larger than.
@@ -87,13 +88,13 @@ class matrix_batch {
     const int32_t head_dim = rows_.head_dim;
     const float* digits = scratch_.digits.data() + chunk * head_dim / 64 * 256;
     __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    unpack_keys(0);
     for (int32_t tile = 0; tile < size_; ++tile) {
-      // Half of what the next batch reads at this place; its values' half follows in add_values.
-      prefetch_codes(tile, 0, record::value_codes_offset(head_dim));
-      unpack_matrix_keys<record::key_bits>(reinterpret_cast<const uint32_t*>(tiles_[tile]),
-                                           head_dim, scratch_.codes.data());
-      multiply_matrix_keys(scratch_.codes.data(), digits, head_dim, scratch_.results.data());
-      largest = score_matrix_tile(scratch_.results.data(), scratch_.rows[chunk],
+      // One tile ahead, so that the matrix unit does not wait for what has just been written.
+      if (tile + 1 < size_) unpack_keys(tile + 1);
+      float* results = scratch_.results.data() + tile % 2 * 512;
+      multiply_matrix_keys(codes(tile), digits, head_dim, results);
+      largest = score_matrix_tile(results, scratch_.rows[chunk],
                                   keys_by_token ? &key_pairs_[tile] : nullptr, counts_[tile],
                                   largest, scratch_.scores.data() + tile * 128);
     }
@@ -111,7 +112,6 @@ class matrix_batch {
   }
 
   ZIPCACHE_AMX void add_values(int32_t chunk, __m512 factor, float unit) {
-    constexpr int32_t part_bytes = record::value_bits * 256;  // 64 channels of 32 tokens
     const int32_t head_dim = rows_.head_dim;
     const int64_t offset = record::value_codes_offset(head_dim);
     for (int32_t part = 0; part < head_dim / 64; ++part) {
@@ -119,19 +119,33 @@ class matrix_batch {
       matrix_unit::clear<1>();
       matrix_unit::clear<2>();
       matrix_unit::clear<3>();
-      for (int32_t tile = 0; tile < size_; tile += 2) {
-        const int32_t second = least(tile + 1, size_ - 1);  // meets weights of 0 if there is none
-        prefetch_codes(tile, offset + part * part_bytes, part_bytes);
-        prefetch_codes(second, offset + part * part_bytes, part_bytes);
-        unpack_matrix_values<record::value_bits>(
-            reinterpret_cast<const uint32_t*>(tiles_[tile] + offset + part * part_bytes),
-            reinterpret_cast<const uint32_t*>(tiles_[second] + offset + part * part_bytes),
-            scratch_.codes.data());
-        multiply_matrix_values(scratch_.codes.data(), scratch_.weights.data() + tile / 2 * 256);
+      unpack_values(0, offset + part * part_bytes);
+      for (int32_t pair = 0; 2 * pair < size_; ++pair) {
+        if (2 * pair + 2 < size_) unpack_values(pair + 1, offset + part * part_bytes);
+        multiply_matrix_values(codes(pair), scratch_.weights.data() + pair * 256);
       }
       add_matrix_products(scratch_.results.data(), factor, unit,
                           scratch_.sums.data() + (chunk * head_dim + part * 64) * 16);
     }
+  }
+
+  float* codes(int32_t turn) const {
+    return scratch_.codes.data() + turn % 2 * most(4, rows_.head_dim / 32) * 256;
+  }
+  ZIPCACHE_AMX void unpack_keys(int32_t tile) {
+    prefetch_codes(tile, 0, record::value_codes_offset(rows_.head_dim));
+    unpack_matrix_keys<record::key_bits>(reinterpret_cast<const uint32_t*>(tiles_[tile]),
+                                         rows_.head_dim, codes(tile));
+  }
+  /// 64 channels of two tiles, at `offset` of each.
+  ZIPCACHE_AMX void unpack_values(int32_t pair, int64_t offset) {
+    const int32_t first = 2 * pair;
+    const int32_t second = least(first + 1, size_ - 1);  // meets weights of 0 if there is none
+    prefetch_codes(first, offset, part_bytes);
+    prefetch_codes(second, offset, part_bytes);
+    unpack_matrix_values<record::value_bits>(
+        reinterpret_cast<const uint32_t*>(tiles_[first] + offset),
+        reinterpret_cast<const uint32_t*>(tiles_[second] + offset), codes(pair));
   }
 
   /// Asks for the same bytes of the tile one batch further on, which lies there in the same page.
@@ -183,9 +197,11 @@ ZIPCACHE_AMX void attend_matrix_class(const segment<Policies>& sealed, int32_t h
     };
     rows.part_states[i] = {chunk.maxima[row % 4], over_tokens(chunk.totals)};
     rows.zeros[i] = over_tokens(chunk.zeros);
-    join_matrix_sums<tile::value_bits>(scratch.sums.data() + row / 4 * head_dim * 16, row % 4,
-                                       head_dim, rows.part_out.data() + row * head_dim);
   }
+  for (int32_t first = 0; first < rows.rows; first += matrix_scratch::row_chunk)
+    join_matrix_sums<tile::value_bits>(scratch.sums.data() + first / 4 * head_dim * 16,
+                                       least(rows.rows - first, matrix_scratch::row_chunk),
+                                       head_dim, rows.part_out.data() + first * head_dim);
   unfold_values<typename tile::value_granularity, tile::value_bits>(
       rows, record.template value_side<Class>());
   rows.end_part();

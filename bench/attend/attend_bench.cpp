@@ -96,8 +96,7 @@ void add(const std::string& preset) {
 
 template <class Policies>
 void add_layer(const std::string& preset) {
-  for (const auto level :
-       {detail::cpu_level::scalar, detail::cpu_level::avx2, detail::cpu_level::avx512}) {
+  for (const auto level : detail::every_cpu_level) {
     if (level > detail::supported_cpu()) continue;
     benchmark::RegisterBenchmark(
         ("attend/cpu/layer/" + preset + "/" + detail::name_of(level)).c_str(),

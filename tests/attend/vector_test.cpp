@@ -101,5 +101,5 @@ TEST_CASE("attend: ZIPCACHE_CPU names an instruction set, and other names are re
   CHECK(detail::requested_cpu("scalar") == detail::cpu_level::scalar);
   CHECK_THROWS_AS(detail::requested_cpu("avx"), argument_error);
   CHECK_THROWS_WITH(detail::requested_cpu("AVX2"),
-                    "zipcache: ZIPCACHE_CPU is \"AVX2\", but must be scalar, avx2 or avx512");
+                    "zipcache: ZIPCACHE_CPU is \"AVX2\", but must be scalar, avx2, avx512 or amx");
 }

@@ -12,7 +12,7 @@ template <class Work>
 void with_every_cpu(Work&& work) {
   using zipcache::detail::cpu_level;
   const cpu_level before = zipcache::detail::active_cpu();
-  for (const cpu_level level : {cpu_level::scalar, cpu_level::avx2, cpu_level::avx512}) {
+  for (const cpu_level level : zipcache::detail::every_cpu_level) {
     if (level > zipcache::detail::supported_cpu()) continue;
     INFO("instruction set: " << zipcache::detail::name_of(level));
     zipcache::detail::active_cpu() = level;

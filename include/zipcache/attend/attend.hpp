@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include <zipcache/attend/attend_matrix.hpp>
 #include <zipcache/attend/attend_packed.hpp>
 #include <zipcache/attend/attend_rows.hpp>
 #include <zipcache/attend/fold_parameters.hpp>
@@ -163,6 +164,8 @@ void attend_class(const segment<Policies>& sealed, int32_t head, attend_rows& ro
     if (sealed.shape.template class_tokens<Class>() == 0) return;
 #if ZIPCACHE_X86_VECTORS
     if constexpr (is_packed_tile<tile>) {
+      if (uses_matrix_unit(rows))
+        return attend_matrix_class<Policies, Class, Storage>(sealed, head, rows);
       if (reads_packed(rows))
         return attend_packed_class<Policies, Class, Storage>(sealed, head, rows);
     }

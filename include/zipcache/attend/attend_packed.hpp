@@ -34,7 +34,7 @@ inline constexpr bool is_packed_tile =
         is_packed_side<typename Tile::value_granularity, Tile::value_bits>;
 
 inline bool reads_packed(const attend_rows& rows) {
-  return active_cpu().load(std::memory_order_relaxed) == cpu_level::avx512 &&
+  return active_cpu().load(std::memory_order_relaxed) >= cpu_level::avx512 &&
          rows.head_dim % 64 == 0 && rows.rows <= packed_scratch::most_rows;
 }
 

@@ -17,6 +17,7 @@
 #include <zipcache/store/encode.hpp>
 #include <zipcache/store/layout.hpp>
 #if ZIPCACHE_X86_VECTORS
+#include <zipcache/attend/attend_amx.hpp>
 #include <zipcache/attend/attend_avx512.hpp>
 #endif
 
@@ -50,6 +51,7 @@ struct attend_rows {
   detail::decoded_scratch decoded;
 #if ZIPCACHE_X86_VECTORS
   detail::packed_scratch packed;
+  detail::matrix_scratch matrix;
 #endif
 
   void reset(int32_t num_rows, int32_t dim) {

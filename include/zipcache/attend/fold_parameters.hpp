@@ -29,14 +29,15 @@ namespace zipcache::detail {
 template <class Granularity, class Storage>
 void fold_channel_pairs(attend_rows& rows, const affine_params<Storage>* pairs) {
   const std::vector<float>& q = rows.query<Granularity>();
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    float sum = 0.0f;
-    for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
+  std::fill_n(rows.bias.begin(), rows.rows, 0.0f);
+  for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
+    const float step = to_float(pairs[channel].step);
+    const float min = to_float(pairs[channel].min);
+    for (int32_t row = 0; row < rows.rows; ++row) {
       const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
-      rows.folded_q[index] = q[index] * to_float(pairs[channel].step);
-      sum += q[index] * to_float(pairs[channel].min);
+      rows.folded_q[index] = q[index] * step;
+      rows.bias[static_cast<size_t>(row)] += q[index] * min;
     }
-    rows.bias[static_cast<size_t>(row)] = sum;
   }
 }
 
@@ -77,19 +78,24 @@ void fold_keys(attend_rows& rows, side_parameters<Storage> given) {
 /// Applies minima and magnitudes by token, or pairs by channel of the segment.
 template <class Granularity, class Storage>
 void unfold_parameters(attend_rows& rows, side_parameters<Storage> given) {
-  const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
-  const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
-  for (int32_t row = 0; row < rows.rows; ++row) {
-    for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
+  [[maybe_unused]] const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
+  [[maybe_unused]] const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
+  for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
+    [[maybe_unused]] float step = 1.0f;
+    [[maybe_unused]] float min = 0.0f;
+    if constexpr (Granularity::axis == parameter_axis::token) {
+      if constexpr (Granularity::has_channel_magnitudes) step = to_float(given.magnitudes[channel]);
+    } else if constexpr (Granularity::home == parameter_home::segment) {
+      step = to_float(given.segment_pairs[channel].step);
+      min = to_float(given.segment_pairs[channel].min);
+    }
+    for (int32_t row = 0; row < rows.rows; ++row) {
       float& value = rows.part_out[static_cast<size_t>(row * rows.head_dim + channel)];
       if constexpr (Granularity::axis == parameter_axis::token) {
         value += rows.zeros[static_cast<size_t>(row * groups + channel / group_size)];
-        if constexpr (Granularity::has_channel_magnitudes)
-          value *= to_float(given.magnitudes[channel]);
+        value *= step;
       } else if constexpr (Granularity::home == parameter_home::segment) {
-        value = to_float(given.segment_pairs[channel].step) * value +
-                to_float(given.segment_pairs[channel].min) *
-                    rows.part_states[static_cast<size_t>(row)].sum;
+        value = step * value + min * rows.part_states[static_cast<size_t>(row)].sum;
       }
     }
   }

@@ -42,15 +42,15 @@ class matrix_batch {
   explicit matrix_batch(attend_rows& rows) : rows_(rows), scratch_(rows.matrix) {}
 
   /// Takes a tile in; a full batch is attended at once.
-  ZIPCACHE_AMX void add(const std::byte* tile, int32_t count) {
-    tiles_[size_] = tile;
+  ZIPCACHE_AMX void add(const tile_place& tile, int32_t count) {
+    tiles_[size_] = tile.codes;
     counts_[size_] = count;
     if constexpr (keys_by_token)
-      load_side_pairs<key_granularity, record::key_bits, Storage>(
-          tile + record::key_pairs_offset(rows_.head_dim), count, key_pairs_[size_]);
+      load_side_pairs<key_granularity, record::key_bits, Storage>(tile.pairs, count,
+                                                                  key_pairs_[size_]);
     if constexpr (values_by_token)
       load_side_pairs<value_granularity, record::value_bits, Storage>(
-          tile + record::value_pairs_offset(rows_.head_dim), count, value_pairs_[size_]);
+          tile.pairs + record::value_pairs_offset(rows_.head_dim), count, value_pairs_[size_]);
     if (++size_ == matrix_scratch::batch) attend();
   }
   ZIPCACHE_AMX void attend() {
@@ -151,7 +151,7 @@ class matrix_batch {
   /// Asks for the same bytes of the tile one batch further on, which lies there in the same page.
   void prefetch_codes(int32_t tile, int64_t offset, int64_t bytes) const {
     const std::byte* next =
-        tiles_[tile] + matrix_scratch::batch * record::bytes(rows_.head_dim) + offset;
+        tiles_[tile] + matrix_scratch::batch * record::code_bytes(rows_.head_dim) + offset;
     for (int64_t i = 0; i < bytes; i += 64)
       _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T1);
   }
@@ -185,7 +185,7 @@ ZIPCACHE_AMX void attend_matrix_class(const segment<Policies>& sealed, int32_t h
     const matrix_unit in_use;
     matrix_batch<Policies, Class, Storage> batch(rows);
     sealed.template for_each_tile<Class>(
-        head, [&](const std::byte* bytes, int32_t count) { batch.add(bytes, count); });
+        head, [&](const tile_place& at, int32_t count) { batch.add(at, count); });
     batch.attend();
   }
   for (int32_t row = 0; row < rows.rows; ++row) {

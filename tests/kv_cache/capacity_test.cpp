@@ -246,6 +246,9 @@ int64_t fail_every_allocation(int32_t num_threads) {
     life warm(0, num_threads);  // threads, and scratch that lives as long as they do
     for (int step = 0; step < life::num_steps; ++step) warm.step(step);
   }
+  // A helper thread makes its scratch when it first gets some work, which on a busy machine may be
+  // later than in `warm`: a step leaks if it does so again and again.
+  int growths = 0;
   for (int failing_step = 0; failing_step < life::num_steps; ++failing_step) {
     const int64_t live = live_allocations.load();
     std::string problem;
@@ -278,7 +281,13 @@ int64_t fail_every_allocation(int32_t num_threads) {
       if (subject.cache().pool().num_used() != 0) problem = "pages were lost";
     }
     const bool problem_allocates = problem.size() > 15;
-    if (live_allocations.load() - (problem_allocates ? 1 : 0) != live) problem += "; memory leaked";
+    if (live_allocations.load() - (problem_allocates ? 1 : 0) != live) {
+      if (problem.empty() && num_threads > 1 && ++growths < 4) {
+        --failing_step;
+        continue;
+      }
+      problem += "; memory leaked";
+    }
     INFO("step " << failing_step << ": " << problem);
     CHECK(problem.empty());
   }

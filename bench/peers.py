@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Decode attention side by side on one GPU: this library's benchmark and PyTorch's fp16 kernels.
+"""Attention side by side on one GPU: this library's benchmark and PyTorch's fp16 kernels.
 
     bench/peers.py build/release/bench/zipcache_cuda_bench [table.md] [--peer PROGRAM]
                                                                            (needs PyTorch with CUDA)
 
 Runs the library's benchmark first, then times scaled_dot_product_attention with the same shapes
 (32 query heads, 8 KV heads, 128 channels): CUDA graphs over sets of tensors that together outgrow
-the L2 cache several times, CUDA events, medians. Prints a Markdown table.
+the L2 cache several times, CUDA events, medians. Prints two Markdown tables: decode attention, and
+what saliency and compression of a prompt take beside its causal prefill attention.
 
 PROGRAM, such as build/release/bench/zipcache_bitdecoding_peer, times another library's attention in
 the shapes that it is given as BATCHxKV_LEN. It prints a JSON object a line with "peer", "bits",
@@ -23,27 +24,27 @@ import tempfile
 
 NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
 SHAPES = [(8, 4096), (8, 32768), (8, 131072), (64, 4096), (1, 131072)]
+PROMPTS = [(8, 4096), (1, 32768)]
 OURS = ["paper", "keys_4_values_2"]
 
 
 def run_ours(binary):
-    """(preset, batch, kv_len) -> microseconds."""
+    """name of a benchmark -> its median run."""
     with tempfile.TemporaryDirectory() as folder:
         report = os.path.join(folder, "report.json")
-        subprocess.run([binary, "--benchmark_filter=attend/cuda/(paper|keys_4_values_2)/",
+        subprocess.run([binary, "--benchmark_filter=attend/cuda/(paper|keys_4_values_2)/|saliency/cuda/|"
+                        "store/cuda/paper/",
                         "--benchmark_repetitions=5", "--benchmark_min_time=0.05",
                         f"--benchmark_out={report}", "--benchmark_out_format=json"],
                        check=True, stdout=subprocess.DEVNULL)
         with open(report) as file:
             runs = json.load(file)["benchmarks"]
-    times = {}
-    for run in runs:
-        if run.get("aggregate_name") != "median":
-            continue
-        match = re.match(r"attend/cuda/(\w+)/batch:(\d+)/kv_len:(\d+)", run["name"])
-        scale = {"ns": 1e-3, "us": 1.0, "ms": 1e3}[run["time_unit"]]
-        times[match.group(1), int(match.group(2)), int(match.group(3))] = run["real_time"] * scale
-    return times
+    return {run["run_name"].removesuffix("/manual_time"): run for run in runs
+            if run.get("aggregate_name") == "median"}
+
+
+def microseconds(run):
+    return run["real_time"] * {"ns": 1e-3, "us": 1.0, "ms": 1e3}[run["time_unit"]]
 
 
 def run_program(program):
@@ -109,6 +110,47 @@ def run_peer(torch, backend, batch, kv_len):
     return best
 
 
+def run_prefill(torch, backend, batch, seq_len):
+    """Microseconds of causal attention of whole prompts; None where it does not run."""
+    from torch.nn.attention import sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention as attention
+
+    def make(heads):
+        return torch.randn(batch, heads, seq_len, HEAD_DIM, device="cuda", dtype=torch.float16)
+
+    q, k, v = make(NUM_QO_HEADS), make(NUM_KV_HEADS), make(NUM_KV_HEADS)
+    with sdpa_kernel(backend), torch.no_grad():
+        try:
+            return time_graph(torch, [lambda: attention(q, k, v, is_causal=True, enable_gqa=True)])
+        except RuntimeError:
+            return None
+
+
+def prefill_lines(torch, ours, peers):
+    """The table of what a prompt costs."""
+    lines = ["Prompts, microseconds a layer: causal attention; saliency of 5 % recent and 5 % random",
+             "probes, in brackets of the faster fp16 kernel's time; keys and values compressed (paper), in",
+             "brackets of the time to copy the bytes it must move",
+             "", "| batch x tokens | " + " | ".join(f"fp16 {name}" for name in peers) +
+             " | saliency with lse | without | compress |",
+             "| --- |" + " ---: |" * (len(peers) + 3)]
+    for batch, seq_len in PROMPTS:
+        times = [run_prefill(torch, backend, batch, seq_len) for backend in peers.values()]
+        torch.cuda.empty_cache()
+        fastest = min((time for time in times if time is not None), default=None)
+        cells = ["-" if time is None else f"{time:.0f}" for time in times]
+        shape = f"/batch:{batch}/seq_len:{seq_len}"
+        for name in ("with_lse", "without_lse"):
+            time = microseconds(ours[f"saliency/cuda/normalized_{name}{shape}"])
+            share = "" if fastest is None else f" ({100 * time / fastest:.1f} %)"
+            cells.append(f"{time:.0f}{share}")
+        compress = ours[f"store/cuda/paper{shape}"]
+        copies = 100 / compress["percent_of_peak_bandwidth"]
+        cells.append(f"{microseconds(compress):.0f} ({copies:.2f}x)")
+        lines.append(f"| {batch} x {seq_len} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def main(binary, target, program):
     ours = run_ours(binary)
     others = run_program(program) if program else {}
@@ -127,10 +169,11 @@ def main(binary, target, program):
         cells = ["-" if time is None else f"{time:.1f}" for time in times]
         cells += [column.get((batch, kv_len), "-") for column in others.values()]
         for preset in OURS:
-            time = ours[preset, batch, kv_len]
+            time = microseconds(ours[f"attend/cuda/{preset}/batch:{batch}/kv_len:{kv_len}"])
             gain = "" if fastest is None else f" ({fastest / time:.1f}x)"
             cells.append(f"{time:.1f}{gain}")
         lines.append(f"| {batch} x {kv_len} | " + " | ".join(cells) + " |")
+    lines += ["", *prefill_lines(torch, ours, peers)]
     table = "\n".join(lines) + "\n"
     print(table, end="")
     if target:

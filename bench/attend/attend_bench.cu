@@ -157,8 +157,15 @@ void attend_ragged(benchmark::State& state) {
   attend_lengths<presets::paper>(state, lengths, 4, 128, 0.6);
 }
 
-void decode_step(benchmark::State& state, bool with_append) {
+/// What stands in front of attention in a step.
+enum class before_attend { nothing, empty_kernel, append };
+
+// Grid: one block. Does nothing: what a launch of its own costs a step, whatever it does.
+__global__ void empty_kernel() {}
+
+void decode_step(benchmark::State& state, before_attend before) {
   if (!has_device(state)) return;
+  const bool with_append = before == before_attend::append;
   constexpr int64_t steps =
       160;  // one interval, so that each window is compressed once in every graph
   constexpr int64_t graphs = 40;
@@ -166,6 +173,7 @@ void decode_step(benchmark::State& state, bool with_append) {
   compressed_batch<presets::paper> batch(lengths, 4, 128, 0.6, (graphs + 2) * steps, 1);
   timed_graph graph(static_cast<int>(steps), [&](cudaStream_t stream, int) {
     if (with_append) batch.append(stream);
+    if (before == before_attend::empty_kernel) empty_kernel<<<1, 32, 0, stream>>>();
     batch.attend(stream);
   });
   timed_graph attention(static_cast<int>(steps),
@@ -236,11 +244,15 @@ BENCHMARK(attend_ragged)
     ->Name("attend/cuda/ragged_100_to_131072")
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(decode_step, append_and_attend, true)
+BENCHMARK_CAPTURE(decode_step, append_and_attend, before_attend::append)
     ->Name("step/cuda/append_and_attend") SHAPES->Args({8, 4096})
     ->Args({8, 32768})
     ->Iterations(30);
-BENCHMARK_CAPTURE(decode_step, attend_alone, false)
+BENCHMARK_CAPTURE(decode_step, empty_kernel_and_attend, before_attend::empty_kernel)
+    ->Name("step/cuda/empty_kernel_and_attend") SHAPES->Args({8, 4096})
+    ->Args({8, 32768})
+    ->Iterations(30);
+BENCHMARK_CAPTURE(decode_step, attend_alone, before_attend::nothing)
     ->Name("step/cuda/attend_alone") SHAPES->Args({8, 4096})
     ->Args({8, 32768})
     ->Iterations(30);

@@ -137,6 +137,7 @@ void add(const std::string& name, bool at_once) {
       ->ArgNames({"batch", "seq_len"})
       ->Args({8, 4096})
       ->Args({8, 32768})
+      ->Args({1, 32768})
       ->Args({1, 131072})
       ->UseManualTime()
       ->Unit(benchmark::kMicrosecond);

@@ -250,14 +250,6 @@ struct attend_division {
   }
 };
 
-/// A thread's number in the block, of which the compiler knows nothing: what is computed from it
-/// stays where it is needed, instead of being kept for later in registers that there are not.
-__device__ __forceinline__ int32_t thread_of_block() {
-  int32_t thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
 /// The pieces of a block, one after the other, in shared memory.
 struct attend_tasks {
   attend_line line;

@@ -24,6 +24,14 @@ struct block_team {
   __device__ void sync() const { __syncthreads(); }
 };
 
+/// A thread's number in the block, of which the compiler knows nothing: what is computed from it
+/// stays where it is needed, instead of being kept for later in registers that there are not.
+__device__ __forceinline__ int32_t thread_of_block() {
+  int32_t thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 /// Sum over the warp, the same value in every lane and the same order in every run.
 template <class T>
 __device__ T warp_sum(T x) {

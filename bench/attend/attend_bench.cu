@@ -18,6 +18,9 @@ using namespace zipcache;
 using namespace zipcache_bench;
 using f16 = zipcache::half;
 
+// Grid: one block. Does nothing: what a launch of its own costs a step, whatever it does.
+static __global__ void empty_kernel() {}
+
 namespace {
 
 constexpr int32_t num_kv_heads = 8;
@@ -159,9 +162,6 @@ void attend_ragged(benchmark::State& state) {
 
 /// What stands in front of attention in a step.
 enum class before_attend { nothing, empty_kernel, append };
-
-// Grid: one block. Does nothing: what a launch of its own costs a step, whatever it does.
-__global__ void empty_kernel() {}
 
 void decode_step(benchmark::State& state, before_attend before) {
   if (!has_device(state)) return;

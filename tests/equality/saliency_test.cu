@@ -162,12 +162,13 @@ void check_close(const std::vector<float>& scores, const std::vector<double>& ex
 }
 
 template <class Metric, class Scope, class Element>
-void check_saliency(const problem& shape) {
+void check_saliency(const problem& shape, float scale_factor = 1.0f) {
   INFO("kv_len " << shape.kv_len << ", head_dim " << shape.head_dim << ", "
                  << shape.positions.size() << " probes, " << shape.num_qo_heads << " on "
                  << shape.num_kv_heads << " heads");
-  const inputs<Element> in(shape);
+  inputs<Element> in(shape);
   const double bound = in.bound();
+  in.sm_scale *= scale_factor;
   REQUIRE(bound < 1e-2);  // or the comparison says nothing
   const std::vector<double> expected = oracle::saliency(
       in.wide_q(), in.wide_k(), shape.positions, shape.num_qo_heads, shape.num_kv_heads,
@@ -244,6 +245,31 @@ TEST_CASE("saliency: the device agrees with the oracle beside sinks and large ke
     shape.what = what;
     check_saliency<normalized_attention, per_kv_head, f16>(shape);
   }
+}
+
+TEST_CASE("saliency: the device agrees with the oracle with any scale", "[equality][saliency]") {
+  for (const float factor : {-1.0f, 0.0f, 1e-3f}) {
+    INFO("scale times " << factor);
+    check_saliency<normalized_attention, per_kv_head, f16>(
+        {.kv_len = 200, .positions = probe_positions(200, 10, 17)}, factor);
+  }
+}
+
+TEST_CASE("saliency: the device agrees with the oracle for more heads than it has multiprocessors",
+          "[equality][saliency]") {
+  // Blocks go from one head to the next, also from one that no probe sees the keys of.
+  auto positions = probe_positions(520, 6, 40);
+  check_saliency<normalized_attention, per_kv_head, f16>({.num_qo_heads = 200,
+                                                          .num_kv_heads = 200,
+                                                          .kv_len = 520,
+                                                          .head_dim = 16,
+                                                          .positions = positions});
+  positions = {3, 17, 200, 255};
+  check_saliency<normalized_attention, per_kv_head, f16>({.num_qo_heads = 400,
+                                                          .num_kv_heads = 200,
+                                                          .kv_len = 520,
+                                                          .head_dim = 16,
+                                                          .positions = positions});
 }
 
 TEST_CASE("saliency: no probes score 0, and the last token counts itself", "[equality][saliency]") {

@@ -10,6 +10,7 @@
 #include <zipcache/attend/lane_state.cuh>
 #include <zipcache/attend/tensor_core_tile.cuh>
 #include <zipcache/attend/tile_stream.cuh>
+#include <zipcache/detail/tensor_core.cuh>
 #include <zipcache/store/segment.hpp>
 
 namespace zipcache::detail {
@@ -177,6 +178,7 @@ class piece_worker {
     state_.begin_segment();
     ring_.restart();
     own_ring_.restart();
+    prefetch_row_tiles();
     if constexpr (has_row_class) {
       wait_for_queries();
     } else {
@@ -542,6 +544,21 @@ class piece_worker {
                        [&](int32_t token) { return token < count; });
       tiles.advance();
     }
+  }
+
+  /// Asks for the warp's first tile behind the pages, which it comes to last and reads straight
+  /// from global memory, a few loads at a time.
+  __device__ void prefetch_row_tiles() {
+    const int32_t rows_begin = first_row_unit(layer_, count_);
+    const int32_t unit = most(piece_.first, rows_begin) + warp_;
+    if (unit >= piece_.last) return;
+    const int32_t index = unit - rows_begin;
+    const int32_t in_window = window_tiles_in_use(layer_, count_);
+    const Storage* tile = index < in_window
+                              ? layer_.window_tile(sequence_, piece_.head, index)
+                              : layer_.sink_tile(sequence_, piece_.head, index - in_window);
+    constexpr int32_t bytes = 2 * tile_tokens * HeadDim * static_cast<int32_t>(sizeof(Storage));
+    if (lane_ == 0) prefetch_bytes(tile, bytes);
   }
 
   /// Tile `index` behind the pages: the window's ring, then the sinks. (A function of validity for

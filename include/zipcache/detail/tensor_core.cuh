@@ -60,6 +60,18 @@ __device__ __forceinline__ void prefetch_line(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
 }
 
+/// The same for `bytes`, a multiple of 16.
+__device__ __forceinline__ void prefetch_bytes(const void* global, int32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(global)),
+               "r"(bytes)
+               : "memory");
+#else
+  for (int32_t offset = 0; offset < bytes; offset += 128)
+    prefetch_line(static_cast<const char*>(global) + offset);
+#endif
+}
+
 /// Begins to copy 16 bytes into shared memory, or 16 zeros where `used` is false.
 __device__ __forceinline__ void begin_copy(void* shared, const void* global, bool used) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

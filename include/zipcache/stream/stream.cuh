@@ -8,6 +8,7 @@
 
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/core/cuda.cuh>
+#include <zipcache/core/launch.cuh>
 #include <zipcache/store/device_layer.cuh>
 #include <zipcache/stream/general_flush.cuh>
 #include <zipcache/stream/staged_flush.cuh>
@@ -74,6 +75,8 @@ static __global__ void __launch_bounds__(append_threads, 1)
     append_kernel(device_layer<Policies, Storage> layer, append_batch<Storage> batch,
                   const float* all_sums, uint32_t* arrivals) {
   extern __shared__ __align__(16) std::byte append_memory[];
+  // Attention may set itself up meanwhile; it waits before it reads anything.
+  let_next_kernel_begin();
   const int32_t item = static_cast<int32_t>(blockIdx.x) / layer.num_kv_heads;
   const int32_t head = static_cast<int32_t>(blockIdx.x) % layer.num_kv_heads;
   const int32_t sequence = batch.sequences[item];

@@ -11,7 +11,7 @@ namespace zipcache_llama {
 namespace {
 
 // Tokens that pass through a layer together. A matrix product copies all weights into its own order
-// first, which takes as long as the products of some 80 tokens: more of them share one copy. Their
+// first, which takes as long as the products of some 60 tokens: more of them share one copy. Their
 // activations (256 · 1536 · 4 bytes for the wider one of SmolLM2) still fit in the last two caches.
 constexpr std::size_t tokens_per_range = 256;
 constexpr std::size_t min_tokens_per_range = 16;

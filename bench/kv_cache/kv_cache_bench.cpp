@@ -1,6 +1,7 @@
 // The cache as an engine drives it. append: one interval of tokens, each appended and attended, and
 // the flush that ends it; bytes are those of the tokens in 16 bits. decode: one token over a long
-// cache; bytes are all that the cache holds.
+// cache; extend: an interval of tokens at once over it (bytes are all that the cache holds).
+// prefill: a prompt is scored, selected and stored.
 #include <string>
 #include <vector>
 
@@ -84,20 +85,68 @@ void decode(benchmark::State& state) {
 }
 
 template <class Policies>
+void extend(benchmark::State& state) {
+  const int64_t kv_len = state.range(0);
+  const int32_t dim = static_cast<int32_t>(state.range(1));
+  const cache_shape shape{
+      .num_qo_heads = num_qo_heads, .num_kv_heads = num_kv_heads, .head_dim = dim};
+  kv_cache<half, Policies> cache(shape);
+  const sequence_id sequence = cache.create();
+  {
+    const tokens prompt(kv_len, dim);
+    cache.prefill(sequence, 0, prompt.q_view(), prompt.k_view(), prompt.v_view());
+  }
+  tokens more(160, dim);
+  for (auto _ : state) {
+    const sequence_id copy = cache.fork(sequence);
+    cache.append_and_attend(copy, 0, more.q_view(), more.k_view(), more.v_view(), more.out_view());
+    cache.release(copy);
+    benchmark::DoNotOptimize(more.out.data());
+  }
+  state.SetItemsProcessed(state.iterations() * more.count);
+  zipcache_bench::count_bytes(state, cache.footprint().total_bytes());
+}
+
+template <class Policies>
+void prefill(benchmark::State& state) {
+  const int64_t kv_len = state.range(0);
+  const int32_t dim = static_cast<int32_t>(state.range(1));
+  const cache_shape shape{
+      .num_qo_heads = num_qo_heads, .num_kv_heads = num_kv_heads, .head_dim = dim};
+  kv_cache<half, Policies> cache(shape);
+  const tokens prompt(kv_len, dim);
+  const std::vector<float> lse(static_cast<size_t>(kv_len * num_qo_heads), 8.0f);
+  for (auto _ : state) {
+    const sequence_id sequence = cache.create();
+    cache.prefill(sequence, 0, prompt.q_view(), prompt.k_view(), prompt.v_view(), {.lse = lse});
+    benchmark::DoNotOptimize(cache.length(sequence));
+    cache.release(sequence);
+  }
+  state.SetItemsProcessed(state.iterations() * kv_len);
+  zipcache_bench::count_bytes(state, kv_len * num_kv_heads * dim * 4);
+}
+
+template <class Policies>
 void add(const std::string& preset) {
   benchmark::RegisterBenchmark(("kv_cache/cpu/append_and_flush/" + preset).c_str(),
                                append_interval<Policies>)
       ->ArgNames({"head_dim"})
       ->Arg(128)
       ->Unit(benchmark::kMillisecond);
-  benchmark::RegisterBenchmark(("kv_cache/cpu/decode/" + preset).c_str(), decode<Policies>)
-      ->ArgNames({"kv_len", "head_dim"})
-      ->Args({4096, 128})
-      ->Unit(benchmark::kMillisecond);
+  const auto add_long = [&](const std::string& name, void (*run)(benchmark::State&)) {
+    benchmark::RegisterBenchmark(("kv_cache/cpu/" + name + "/" + preset).c_str(), run)
+        ->ArgNames({"kv_len", "head_dim"})
+        ->Args({4096, 128})
+        ->Unit(benchmark::kMillisecond);
+  };
+  add_long("decode", decode<Policies>);
+  add_long("extend", extend<Policies>);
+  add_long("prefill", prefill<Policies>);
 }
 
 const bool added = [] {
   add<presets::paper>("paper");
+  add<presets::kivi_2bit>("kivi_2bit");
   add<presets::uncompressed>("uncompressed");
   return true;
 }();

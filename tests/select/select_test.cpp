@@ -18,12 +18,8 @@ namespace {
 constexpr float infinite = std::numeric_limits<float>::infinity();
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
-std::vector<int32_t> chosen(const std::vector<float>& scores, int64_t count, int64_t num_recent = 0,
-                            int32_t num_heads = 1) {
-  // Volatile: where g++ 12 knows a small size at -O3, it warns of std::sort's bounds for large
-  // ones.
-  const volatile int64_t unknown_count = count;
-  const int64_t num_salient = unknown_count;
+std::vector<int32_t> chosen(const std::vector<float>& scores, int64_t num_salient,
+                            int64_t num_recent = 0, int32_t num_heads = 1) {
   std::vector<int32_t> salient(static_cast<size_t>(num_heads * num_salient), -1);
   const int64_t tokens = static_cast<int64_t>(scores.size()) / num_heads;
   select(cpu_backend{}, scores, num_heads, {tokens, num_salient, num_recent}, salient);
@@ -46,6 +42,18 @@ TEST_CASE("select: the chosen tokens are those of a brute-force search", "[selec
     const int64_t count = random.below(tokens + 1);
     INFO("round " << round << ", " << count << " of " << tokens);
     REQUIRE(chosen(scores, count) == oracle::top_k(scores, count));
+  }
+}
+
+TEST_CASE("select: of many tokens whose scores differ in their last bits the right ones are chosen",
+          "[select]") {
+  random_numbers random(2);
+  for (const int64_t tokens : {1000, 5000}) {
+    std::vector<float> scores;
+    for (int64_t token = 0; token < tokens; ++token)
+      scores.push_back(1.0f + static_cast<float>(random.below(700)) * 0x1p-23f);
+    for (const int64_t count : {int64_t{1}, tokens / 3, tokens - 1})
+      CHECK(chosen(scores, count) == oracle::top_k(scores, count));
   }
 }
 

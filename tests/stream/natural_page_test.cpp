@@ -35,8 +35,10 @@ TEST_CASE("stream: a page is an interval of a head, or half of it where that was
   CHECK(page_of<presets::keys_4_values_2>(160, 128) == 5 * 3120);
   // Large intervals are many pages of at most 16 tiles.
   CHECK(page_of<paper>(20000, 128) == 16 * 4144);
-  // One tile at least.
+  // One tile at least, also where a flush is one tile and large enough to be halved.
   CHECK(page_of<paper>(1, 128) == 4144);
+  CHECK(page_of<presets::uncompressed>(32, 128) == 32 * 128 * 4);
+  CHECK(page_of<presets::uncompressed>(32, 256) == 32 * 256 * 4);
 }
 
 TEST_CASE("stream: the planes of a page on CUDA take what a page in one block takes",

@@ -41,6 +41,22 @@ void load_codes(scalar_isa, const uint32_t* tile, int32_t head_dim, int32_t coun
   }
 }
 
+/// The pairs of one group for the tokens of a tile, as floats; zeros from `count` on.
+struct token_scales {
+  float steps[tile_tokens] = {};
+  float mins[tile_tokens] = {};
+};
+template <class Granularity, int Bits, class Storage>
+token_scales load_token_scales(const affine_params<Storage>* pairs, int32_t count, int32_t group) {
+  token_scales scales;
+  for (int32_t token = 0; token < count; ++token) {
+    const affine_params<Storage> pair = load_token_pair<Granularity, Bits>(pairs, token, group);
+    scales.steps[token] = to_float(pair.step);
+    scales.mins[token] = to_float(pair.min);
+  }
+  return scales;
+}
+
 /// Scores of one tile in base 2; tokens from `count` on get -inf. Writes rows.scores [rows, 32].
 template <class Granularity, int Bits, class Storage>
 void score_tile(attend_rows& rows, const uint32_t* codes, const affine_params<Storage>* pairs,
@@ -59,16 +75,9 @@ void score_tile(attend_rows& rows, const uint32_t* codes, const affine_params<St
       std::fill(dots.begin(), dots.end(), 0.0f);
       add_scores(rows.folded_q.data(), rows.key_block.data(), rows.rows, head_dim,
                  group * group_size, (group + 1) * group_size, dots.data());
-      for (int32_t token = 0; token < count; ++token) {
-        const affine_params<Storage> pair = load_token_pair<Granularity, Bits>(pairs, token, group);
-        const float step = to_float(pair.step);
-        const float min = to_float(pair.min);
-        for (int32_t row = 0; row < rows.rows; ++row) {
-          const size_t index = static_cast<size_t>(row * tile_tokens + token);
-          rows.scores[index] +=
-              step * dots[index] + min * rows.group_sums[static_cast<size_t>(row * groups + group)];
-        }
-      }
+      const token_scales scales = load_token_scales<Granularity, Bits>(pairs, count, group);
+      add_scaled_scores(dots.data(), scales.steps, scales.mins, rows.group_sums.data() + group,
+                        rows.rows, groups, rows.scores.data());
     }
   } else {
     if constexpr (has_pairs(Bits) && Granularity::home == parameter_home::tile)
@@ -123,17 +132,9 @@ void accumulate_tile(attend_rows& rows, const uint32_t* codes, const affine_para
     const int32_t groups = groups_per_token<Granularity>(head_dim);
     const int32_t group_size = channels_per_group<Granularity>(head_dim);
     for (int32_t group = 0; group < groups; ++group) {
-      std::fill(rows.weights.begin(), rows.weights.end(), 0.0f);
-      for (int32_t token = 0; token < count; ++token) {
-        const affine_params<Storage> pair = load_token_pair<Granularity, Bits>(pairs, token, group);
-        const float step = to_float(pair.step);
-        const float min = to_float(pair.min);
-        for (int32_t row = 0; row < rows.rows; ++row) {
-          const float probability = rows.scores[static_cast<size_t>(row * tile_tokens + token)];
-          rows.weights[static_cast<size_t>(row * tile_tokens + token)] = probability * step;
-          rows.zeros[static_cast<size_t>(row * groups + group)] += probability * min;
-        }
-      }
+      const token_scales scales = load_token_scales<Granularity, Bits>(pairs, count, group);
+      weigh_tokens(rows.scores.data(), scales.steps, scales.mins, rows.rows, groups,
+                   rows.weights.data(), rows.zeros.data() + group);
       add_weighted_values(rows.weights.data(), rows.value_block.data(), rows.rows, head_dim,
                           group * group_size, (group + 1) * group_size, rows.part_out.data());
     }
@@ -141,14 +142,15 @@ void accumulate_tile(attend_rows& rows, const uint32_t* codes, const affine_para
     std::fill(rows.tile_out.begin(), rows.tile_out.end(), 0.0f);
     add_weighted_values(rows.scores.data(), rows.value_block.data(), rows.rows, head_dim, 0,
                         head_dim, rows.tile_out.data());
+    const channel_scales<Storage> scales(pairs, head_dim);
     for (int32_t row = 0; row < rows.rows; ++row) {
       float sum = 0.0f;
       for (int32_t token = 0; token < count; ++token)
         sum += rows.scores[static_cast<size_t>(row * tile_tokens + token)];
       for (int32_t channel = 0; channel < head_dim; ++channel) {
         const size_t index = static_cast<size_t>(row * head_dim + channel);
-        rows.part_out[index] += to_float(pairs[channel].step) * rows.tile_out[index] +
-                                to_float(pairs[channel].min) * sum;
+        rows.part_out[index] +=
+            scales.steps[channel] * rows.tile_out[index] + scales.mins[channel] * sum;
       }
     }
   } else {

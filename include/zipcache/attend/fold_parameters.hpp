@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <zipcache/attend/attend_rows.hpp>
+#include <zipcache/detail/block_math.hpp>
 #include <zipcache/quantize/affine.hpp>
 #include <zipcache/quantize/granularity.hpp>
 #include <zipcache/quantize/rotation.hpp>
@@ -25,38 +26,64 @@
 
 namespace zipcache::detail {
 
+/// Parameters of up to 256 channels as floats, widened once for all query rows.
+template <class Storage>
+struct channel_scales {
+  float steps[max_head_dim];
+  float mins[max_head_dim];
+
+  channel_scales(const affine_params<Storage>* pairs, int32_t head_dim) {
+    for (int32_t channel = 0; channel < head_dim; ++channel) {
+      steps[channel] = to_float(pairs[channel].step);
+      mins[channel] = to_float(pairs[channel].min);
+    }
+  }
+};
+
+/// The sum of a[i] * b[i], in 16 running sums so that a compiler can keep them in vectors. count is
+/// a multiple of 16.
+inline float dot_product(const float* a, const float* b, int32_t count) {
+  constexpr int32_t lanes = 16;
+  float sums[lanes] = {};
+  for (int32_t i = 0; i < count; i += lanes)
+    for (int32_t lane = 0; lane < lanes; ++lane) sums[lane] += a[i + lane] * b[i + lane];
+  float sum = 0.0f;
+  for (const float part : sums) sum += part;
+  return sum;
+}
+
 /// q times pairs that vary by channel: folded_q = q * step, bias = q . min.
 template <class Granularity, class Storage>
 void fold_channel_pairs(attend_rows& rows, const affine_params<Storage>* pairs) {
   const std::vector<float>& q = rows.query<Granularity>();
-  std::fill_n(rows.bias.begin(), rows.rows, 0.0f);
-  for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
-    const float step = to_float(pairs[channel].step);
-    const float min = to_float(pairs[channel].min);
-    for (int32_t row = 0; row < rows.rows; ++row) {
-      const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
-      rows.folded_q[index] = q[index] * step;
-      rows.bias[static_cast<size_t>(row)] += q[index] * min;
-    }
+  const channel_scales<Storage> scales(pairs, rows.head_dim);
+  for (int32_t row = 0; row < rows.rows; ++row) {
+    const float* source = q.data() + row * rows.head_dim;
+    float* folded = rows.folded_q.data() + row * rows.head_dim;
+    for (int32_t channel = 0; channel < rows.head_dim; ++channel)
+      folded[channel] = source[channel] * scales.steps[channel];
+    rows.bias[static_cast<size_t>(row)] = dot_product(source, scales.mins, rows.head_dim);
   }
 }
 
 /// q times channel magnitudes (or plain q), and its sums over the groups of channels.
 template <class Granularity, class Storage>
-void fold_magnitudes(attend_rows& rows, const Storage* magnitudes) {
-  const std::vector<float>& q = rows.query<Granularity>();
+void fold_magnitudes(attend_rows& rows, [[maybe_unused]] const Storage* magnitudes) {
+  rows.folded_q = rows.query<Granularity>();
   const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
   const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
+  [[maybe_unused]] float wide[max_head_dim];
+  if constexpr (Granularity::has_channel_magnitudes) widen(magnitudes, rows.head_dim, wide);
   for (int32_t row = 0; row < rows.rows; ++row) {
+    float* folded = rows.folded_q.data() + row * rows.head_dim;
+    if constexpr (Granularity::has_channel_magnitudes) {
+      for (int32_t channel = 0; channel < rows.head_dim; ++channel)
+        folded[channel] *= wide[channel];
+    }
     for (int32_t group = 0; group < groups; ++group) {
       float sum = 0.0f;
-      for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel) {
-        const size_t index = static_cast<size_t>(row * rows.head_dim + channel);
-        rows.folded_q[index] = Granularity::has_channel_magnitudes
-                                   ? q[index] * to_float(magnitudes[channel])
-                                   : q[index];
-        sum += rows.folded_q[index];
-      }
+      for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel)
+        sum += folded[channel];
       rows.group_sums[static_cast<size_t>(row * groups + group)] = sum;
     }
   }
@@ -75,36 +102,45 @@ void fold_keys(attend_rows& rows, side_parameters<Storage> given) {
   }
 }
 
-/// Applies minima and magnitudes by token, or pairs by channel of the segment.
+/// Values by token: minima, then channel magnitudes.
 template <class Granularity, class Storage>
-void unfold_parameters(attend_rows& rows, side_parameters<Storage> given) {
-  [[maybe_unused]] const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
-  [[maybe_unused]] const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
-  for (int32_t channel = 0; channel < rows.head_dim; ++channel) {
-    [[maybe_unused]] float step = 1.0f;
-    [[maybe_unused]] float min = 0.0f;
-    if constexpr (Granularity::axis == parameter_axis::token) {
-      if constexpr (Granularity::has_channel_magnitudes) step = to_float(given.magnitudes[channel]);
-    } else if constexpr (Granularity::home == parameter_home::segment) {
-      step = to_float(given.segment_pairs[channel].step);
-      min = to_float(given.segment_pairs[channel].min);
-    }
-    for (int32_t row = 0; row < rows.rows; ++row) {
-      float& value = rows.part_out[static_cast<size_t>(row * rows.head_dim + channel)];
-      if constexpr (Granularity::axis == parameter_axis::token) {
-        value += rows.zeros[static_cast<size_t>(row * groups + channel / group_size)];
-        value *= step;
-      } else if constexpr (Granularity::home == parameter_home::segment) {
-        value = step * value + min * rows.part_states[static_cast<size_t>(row)].sum;
+void unfold_token_parameters(attend_rows& rows, [[maybe_unused]] const Storage* magnitudes) {
+  const int32_t groups = groups_per_token<Granularity>(rows.head_dim);
+  const int32_t group_size = channels_per_group<Granularity>(rows.head_dim);
+  [[maybe_unused]] float wide[max_head_dim];
+  if constexpr (Granularity::has_channel_magnitudes) widen(magnitudes, rows.head_dim, wide);
+  for (int32_t row = 0; row < rows.rows; ++row) {
+    for (int32_t group = 0; group < groups; ++group) {
+      const float zero = rows.zeros[static_cast<size_t>(row * groups + group)];
+      float* values = rows.part_out.data() + row * rows.head_dim;
+      for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel) {
+        values[channel] += zero;
+        if constexpr (Granularity::has_channel_magnitudes) values[channel] *= wide[channel];
       }
     }
+  }
+}
+
+/// Values by channel of the segment.
+template <class Storage>
+void unfold_channel_parameters(attend_rows& rows, const affine_params<Storage>* pairs) {
+  const channel_scales<Storage> scales(pairs, rows.head_dim);
+  for (int32_t row = 0; row < rows.rows; ++row) {
+    const float sum = rows.part_states[static_cast<size_t>(row)].sum;
+    float* values = rows.part_out.data() + row * rows.head_dim;
+    for (int32_t channel = 0; channel < rows.head_dim; ++channel)
+      values[channel] = scales.steps[channel] * values[channel] + scales.mins[channel] * sum;
   }
 }
 
 /// Applies what was left out of the inner loop: parameters, and the way back from rotated channels.
 template <class Granularity, int Bits, class Storage>
 void unfold_values(attend_rows& rows, side_parameters<Storage> given) {
-  if constexpr (has_pairs(Bits)) unfold_parameters<Granularity>(rows, given);
+  if constexpr (has_pairs(Bits) && Granularity::axis == parameter_axis::token) {
+    unfold_token_parameters<Granularity>(rows, given.magnitudes);
+  } else if constexpr (has_pairs(Bits) && Granularity::home == parameter_home::segment) {
+    unfold_channel_parameters(rows, given.segment_pairs);
+  }
   if constexpr (is_rotated<Granularity>) {
     for (int32_t row = 0; row < rows.rows; ++row)
       rotate_channels(rows.part_out.data() + row * rows.head_dim, rows.head_dim);

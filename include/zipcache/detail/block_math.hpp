@@ -65,6 +65,32 @@ inline float exponentiate(scalar_isa, float* scores, float maximum) {
   return sum;
 }
 
+/// Scores of codes whose pairs vary by token: scores[row][token] += steps[token] *
+/// dots[row][token] + mins[token] * sums[row * stride]. steps, mins [32]; dots, scores [rows, 32]
+inline void add_scaled_scores(scalar_isa, const float* dots, const float* steps, const float* mins,
+                              const float* sums, int32_t rows, int32_t stride, float* scores) {
+  for (int32_t row = 0; row < rows; ++row) {
+    for (int32_t token = 0; token < block_tokens; ++token)
+      scores[row * block_tokens + token] +=
+          steps[token] * dots[row * block_tokens + token] + mins[token] * sums[row * stride];
+  }
+}
+
+/// Weights of values whose pairs vary by token: weights[row][token] = steps[token] *
+/// probabilities[row][token], and zeros[row * stride] += sum over tokens of mins[token] *
+/// probabilities[row][token]. steps, mins [32]; probabilities, weights [rows, 32]
+inline void weigh_tokens(scalar_isa, const float* probabilities, const float* steps,
+                         const float* mins, int32_t rows, int32_t stride, float* weights,
+                         float* zeros) {
+  for (int32_t row = 0; row < rows; ++row) {
+    for (int32_t token = 0; token < block_tokens; ++token) {
+      const float probability = probabilities[row * block_tokens + token];
+      weights[row * block_tokens + token] = steps[token] * probability;
+      zeros[row * stride] += mins[token] * probability;
+    }
+  }
+}
+
 /// A row in 16 bits (or float) as floats.
 template <class Element>
 void widen(scalar_isa, const Element* row, int32_t head_dim, float* wide) {
@@ -116,6 +142,17 @@ inline float largest_score(const float* scores) {
 }
 inline float exponentiate(float* scores, float maximum) {
   return with_isa([&](auto isa) { return exponentiate(isa, scores, maximum); });
+}
+inline void add_scaled_scores(const float* dots, const float* steps, const float* mins,
+                              const float* sums, int32_t rows, int32_t stride, float* scores) {
+  with_isa(
+      [&](auto isa) { add_scaled_scores(isa, dots, steps, mins, sums, rows, stride, scores); });
+}
+inline void weigh_tokens(const float* probabilities, const float* steps, const float* mins,
+                         int32_t rows, int32_t stride, float* weights, float* zeros) {
+  with_isa([&](auto isa) {
+    weigh_tokens(isa, probabilities, steps, mins, rows, stride, weights, zeros);
+  });
 }
 template <class Element>
 void widen(const Element* row, int32_t head_dim, float* wide) {

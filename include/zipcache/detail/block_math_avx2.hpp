@@ -135,6 +135,35 @@ ZIPCACHE_AVX2 inline float exponentiate(avx2_isa, float* scores, float maximum) 
   return sum_of(sum);
 }
 
+ZIPCACHE_AVX2 inline void add_scaled_scores(avx2_isa, const float* dots, const float* steps,
+                                            const float* mins, const float* sums, int32_t rows,
+                                            int32_t stride, float* scores) {
+  for (int32_t row = 0; row < rows; ++row) {
+    const __m256 sum = _mm256_broadcast_ss(sums + row * stride);
+    for (int part = 0; part < 4; ++part) {
+      float* target = scores + row * 32 + 8 * part;
+      const __m256 added = _mm256_fmadd_ps(load8(mins + 8 * part), sum, load8(target));
+      _mm256_storeu_ps(target, _mm256_fmadd_ps(load8(steps + 8 * part),
+                                               load8(dots + row * 32 + 8 * part), added));
+    }
+  }
+}
+
+ZIPCACHE_AVX2 inline void weigh_tokens(avx2_isa, const float* probabilities, const float* steps,
+                                       const float* mins, int32_t rows, int32_t stride,
+                                       float* weights, float* zeros) {
+  for (int32_t row = 0; row < rows; ++row) {
+    __m256 sum = _mm256_setzero_ps();
+    for (int part = 0; part < 4; ++part) {
+      const __m256 probability = load8(probabilities + row * 32 + 8 * part);
+      _mm256_storeu_ps(weights + row * 32 + 8 * part,
+                       _mm256_mul_ps(load8(steps + 8 * part), probability));
+      sum = _mm256_fmadd_ps(load8(mins + 8 * part), probability, sum);
+    }
+    zeros[row * stride] += sum_of(sum);
+  }
+}
+
 template <class Element>
 ZIPCACHE_AVX2 inline void widen(avx2_isa, const Element* row, int32_t head_dim, float* wide) {
   int32_t channel = 0;

@@ -1,9 +1,11 @@
 // Quantizing rows of one head on the CPU: statistics, parameters, codes and back. In: rows of a
 // [tokens, head_dim] matrix. Out: one code a value, and (step, min) pairs laid out as the
-// granularity says. The arithmetic is that of affine.hpp; this file only loops. Twin: quantize.cuh.
+// granularity says. The arithmetic is that of affine.hpp, in loops over channels by the vectors
+// that the processor has (detail/quantize_math.hpp). Twin: quantize.cuh.
 // @equality same_bytes
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <type_traits>
@@ -13,6 +15,8 @@
 #include <zipcache/core/error.hpp>
 #include <zipcache/core/shape.hpp>
 #include <zipcache/core/view.hpp>
+#include <zipcache/detail/block_math.hpp>
+#include <zipcache/detail/quantize_math.hpp>
 #include <zipcache/quantize/affine.hpp>
 #include <zipcache/quantize/block_codec.hpp>
 #include <zipcache/quantize/compact_pairs.hpp>
@@ -51,78 +55,76 @@ struct quantizer_rows {
   }
 };
 
+inline constexpr int32_t max_head_dim = 256;
+
 /// c_j = sqrt(max_i |x_ij|) of every channel over all `rows`. magnitudes [head_dim]
 template <class Storage, class Element>
 void fit_channel_magnitudes(row_span<Element> rows, int32_t head_dim, Storage* magnitudes) {
-  std::vector<float> largest(static_cast<size_t>(head_dim), 0.0f);
-  for (const Element* row : rows) {
-    for (int32_t channel = 0; channel < head_dim; ++channel) {
-      float& entry = largest[static_cast<size_t>(channel)];
-      entry = include_magnitude(entry, to_float(row[channel]));
-    }
-  }
-  for (int32_t channel = 0; channel < head_dim; ++channel) {
-    magnitudes[channel] = channel_magnitude<Storage>(largest[static_cast<size_t>(channel)]);
-  }
+  float largest[max_head_dim] = {};
+  for (const Element* row : rows) include_magnitudes(row, head_dim, largest);
+  for (int32_t channel = 0; channel < head_dim; ++channel)
+    magnitudes[channel] = channel_magnitude<Storage>(largest[channel]);
 }
 
 /// One pair for each channel over all `rows`. params [head_dim]
 template <int Bits, class Storage, class Element>
 void fit_channels(row_span<Element> rows, int32_t head_dim, affine_params<Storage>* params) {
-  std::vector<value_range> ranges(static_cast<size_t>(head_dim));
-  for (const Element* row : rows) {
-    for (int32_t channel = 0; channel < head_dim; ++channel) {
-      value_range& range = ranges[static_cast<size_t>(channel)];
-      range = include(range, to_float(row[channel]));
+  float lowest[max_head_dim], highest[max_head_dim];
+  std::fill_n(lowest, head_dim, value_range{}.lowest);
+  std::fill_n(highest, head_dim, value_range{}.highest);
+  for (const Element* row : rows) include_row(row, head_dim, lowest, highest);
+  for (int32_t channel = 0; channel < head_dim; ++channel)
+    params[channel] = affine<Bits>::template fit<Storage>({lowest[channel], highest[channel]});
+}
+
+/// Quantizes rows of one head, one after the other. Only rows that are quantized together may
+/// share it: what belongs to a channel is widened once.
+template <class Granularity, int Bits, class Storage>
+class row_quantizer {
+ public:
+  /// @param channel_pairs  [head_dim], if parameters vary by channel
+  /// @param magnitudes  [head_dim], if channels have them
+  row_quantizer(int32_t head_dim, [[maybe_unused]] const affine_params<Storage>* channel_pairs,
+                [[maybe_unused]] const Storage* magnitudes)
+      : head_dim_(head_dim) {
+    if constexpr (by_channel) widen_pairs(channel_pairs, head_dim, mins_, inverse_steps_);
+    if constexpr (Granularity::has_channel_magnitudes) widen(magnitudes, head_dim, magnitudes_);
+  }
+
+  /// Codes of a row and, if parameters vary by token, its pairs. codes [head_dim]; pairs
+  /// [groups_per_token]
+  template <class Element>
+  void quantize(const Element* row, uint8_t* codes,
+                [[maybe_unused]] affine_params<Storage>* pairs) {
+    if constexpr (Granularity::has_channel_magnitudes) {
+      divide_row(row, magnitudes_, head_dim_, values_);
+    } else {
+      widen(row, head_dim_, values_);
+    }
+    if constexpr (by_channel) {
+      quantize_each<Bits>(values_, head_dim_, mins_, inverse_steps_, codes);
+    } else {
+      const int32_t group_size = channels_per_group<Granularity>(head_dim_);
+      for (int32_t group = 0; group < groups_per_token<Granularity>(head_dim_); ++group) {
+        const float* values = values_ + group * group_size;
+        pairs[group] = fit_pair<Granularity, Bits, Storage>(range_of(values, group_size));
+        quantize_group<Bits>(values, group_size, affine<Bits>::widen(pairs[group]),
+                             codes + group * group_size);
+      }
     }
   }
-  for (int32_t channel = 0; channel < head_dim; ++channel) {
-    params[channel] = affine<Bits>::template fit<Storage>(ranges[static_cast<size_t>(channel)]);
-  }
-}
 
-/// The value that is quantized: x itself, or x / c_j under channel-separable layouts.
-template <class Granularity, class Storage, class Element>
-float normalized_value(const Element* row, int32_t channel, const Storage* magnitudes) {
-  const float x = to_float(row[channel]);
-  if constexpr (Granularity::has_channel_magnitudes) {
-    return divide(x, to_float(magnitudes[channel]));
-  } else {
-    return x;
-  }
-}
+ private:
+  static constexpr bool by_channel = Granularity::axis == parameter_axis::channel;
 
-/// One pair for each group of channels of one token. params [groups_per_token]
-template <class Granularity, int Bits, class Storage, class Element>
-void fit_token(const Element* row, int32_t head_dim, const Storage* magnitudes,
-               affine_params<Storage>* params) {
-  const int32_t group_size = channels_per_group<Granularity>(head_dim);
-  for (int32_t group = 0; group < groups_per_token<Granularity>(head_dim); ++group) {
-    value_range range;
-    for (int32_t channel = group * group_size; channel < (group + 1) * group_size; ++channel) {
-      range = include(range, normalized_value<Granularity>(row, channel, magnitudes));
-    }
-    params[group] = fit_pair<Granularity, Bits, Storage>(range);
-  }
-}
+  int32_t head_dim_;
+  float values_[max_head_dim];
+  float mins_[max_head_dim], inverse_steps_[max_head_dim];  ///< if by channel
+  float magnitudes_[max_head_dim];                          ///< if channels have them
+};
 
-/// Codes of one row. `params` is indexed by channel or by group, as the granularity's axis says.
-/// codes [head_dim]
-template <class Granularity, int Bits, class Storage, class Element>
-void quantize_row(const Element* row, int32_t head_dim, const affine_params<Storage>* params,
-                  const Storage* magnitudes, uint8_t* codes) {
-  const int32_t run =
-      Granularity::axis == parameter_axis::channel ? 1 : channels_per_group<Granularity>(head_dim);
-  for (int32_t group = 0; group < head_dim / run; ++group) {
-    const affine_scale scale = affine<Bits>::widen(params[group]);
-    for (int32_t channel = group * run; channel < (group + 1) * run; ++channel) {
-      const float x = normalized_value<Granularity>(row, channel, magnitudes);
-      codes[channel] = static_cast<uint8_t>(affine<Bits>::quantize(x, scale));
-    }
-  }
-}
-
-/// The inverse of `quantize_row`. out [head_dim]
+/// Values of one row's codes. `params` is indexed by channel or by group, as the granularity's
+/// axis says. out [head_dim]
 template <class Granularity, int Bits, class Storage>
 void dequantize_row(const uint8_t* codes, int32_t head_dim, const affine_params<Storage>* params,
                     const Storage* magnitudes, float* out) {
@@ -207,21 +209,24 @@ void quantize(cpu_backend, tensor_view<const Element> x,
     Storage* magnitudes = out.magnitude_row(head);
     if constexpr (Granularity::has_channel_magnitudes)
       detail::fit_channel_magnitudes<Storage, row_element>(all, x.head_dim, magnitudes);
-    for (int64_t token = 0; token < x.num_tokens; ++token) {
-      const row_element* row = all[static_cast<size_t>(token)];
-      affine_params<Storage>* params = out.param_row(head, token);
-      if constexpr (Granularity::axis == parameter_axis::token) {
-        detail::fit_token<Granularity, Bits>(row, x.head_dim, magnitudes, params);
-      } else if (Granularity::home == parameter_home::segment ? token == 0 : token % 32 == 0) {
-        const size_t first = static_cast<size_t>(token);
-        const size_t count = Granularity::home == parameter_home::segment
-                                 ? all.size()
-                                 : least<size_t>(32, all.size() - first);
-        detail::fit_channels<Bits, Storage, row_element>(all.subspan(first, count), x.head_dim,
-                                                         params);
+    // Rows that share parameters by channel; by token, all of them.
+    const int64_t block =
+        Granularity::home == parameter_home::tile && Granularity::axis == parameter_axis::channel
+            ? 32
+            : most<int64_t>(x.num_tokens, 1);
+    for (int64_t first = 0; first < x.num_tokens; first += block) {
+      const auto rows_of_block = all.subspan(
+          static_cast<size_t>(first), static_cast<size_t>(least(block, x.num_tokens - first)));
+      affine_params<Storage>* block_params = out.param_row(head, first);
+      if constexpr (Granularity::axis == parameter_axis::channel)
+        detail::fit_channels<Bits, Storage, row_element>(rows_of_block, x.head_dim, block_params);
+      detail::row_quantizer<Granularity, Bits, Storage> quantizer(x.head_dim, block_params,
+                                                                  magnitudes);
+      int64_t token = first;
+      for (const row_element* row : rows_of_block) {
+        quantizer.quantize(row, out.code_row(head, token), out.param_row(head, token));
+        ++token;
       }
-      detail::quantize_row<Granularity, Bits>(row, x.head_dim, params, magnitudes,
-                                              out.code_row(head, token));
     }
   }
 }

@@ -6,14 +6,14 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <type_traits>
 
 #include <zipcache/quantize/quantize.hpp>
+#include <zipcache/store/pack_tile.hpp>
 #include <zipcache/store/tile.hpp>
 #include <zipcache/store/token_pair.hpp>
 
 namespace zipcache::detail {
-
-inline constexpr int32_t max_head_dim = 256;
 
 /// Parameters of one tile side: those that lie with the segment are given, those of the tile are in
 /// it.
@@ -23,44 +23,59 @@ struct side_parameters {
   const Storage* magnitudes;                    ///< [head_dim], or null
 };
 
+/// x rounded to Storage, as bits. Rounding to the own type changes only a NaN, to the canonical
+/// one.
+template <class Storage, class Element>
+uint16_t rounded_bits(Element x) {
+  if constexpr (std::is_same_v<Storage, Element>) {
+    constexpr int infinity = std::is_same_v<Storage, half> ? 0x7c00 : 0x7f80;
+    return (x.bits & 0x7fff) > infinity ? uint16_t{0x7fff} : x.bits;
+  } else {
+    return from_float<Storage>(to_float(x)).bits;
+  }
+}
+
+/// Writes up to 32 rows of one class in 16 bits.
+template <template <int> class Layout, class Storage, class Element>
+void encode_wide_side(row_span<Element> rows, int32_t head_dim, uint32_t* codes) {
+  uint16_t bits[tile_tokens * max_head_dim];
+  uint16_t* target = bits;
+  for (const Element* row : rows) {
+    for (int32_t channel = 0; channel < head_dim; ++channel)
+      target[channel] = rounded_bits<Storage>(row[channel]);
+    target += head_dim;
+  }
+  std::fill(target, bits + tile_tokens * head_dim, uint16_t{0});
+  pack_wide_tile<Layout>(bits, head_dim, codes);
+}
+
 /// Writes up to 32 rows of one class, in ascending token order. Unused tokens get zeros.
 template <template <int> class Layout, class Granularity, int Bits, class Storage, class Element>
 void encode_side(row_span<Element> rows, int32_t head_dim, side_parameters<Storage> given,
                  uint32_t* codes, affine_params<Storage>* pairs) {
-  using tile = code_tile<Layout, Bits>;
-  std::memset(codes, 0, static_cast<size_t>(tile::words(head_dim)) * 4);
   std::memset(static_cast<void*>(pairs), 0,
               static_cast<size_t>(tile_pair_bytes<Granularity, Bits>(head_dim)));
-  const int32_t count = static_cast<int32_t>(rows.size());
   if constexpr (Bits == 16) {
-    for (int32_t token = 0; token < count; ++token) {
-      for (int32_t channel = 0; channel < head_dim; ++channel) {
-        const Storage x = from_float<Storage>(to_float(rows[static_cast<size_t>(token)][channel]));
-        tile::save(codes, head_dim, token, channel, x.bits);
-      }
-    }
+    encode_wide_side<Layout, Storage, Element>(rows, head_dim, codes);
   } else if constexpr (Bits > 0) {
-    constexpr bool by_channel = Granularity::axis == parameter_axis::channel;
-    if constexpr (by_channel && Granularity::home == parameter_home::tile)
+    constexpr bool in_tile = Granularity::home == parameter_home::tile;
+    if constexpr (in_tile && Granularity::axis == parameter_axis::channel)
       fit_channels<Bits, Storage, Element>(rows, head_dim, pairs);
-    const affine_params<Storage>* channel_pairs =
-        Granularity::home == parameter_home::tile ? pairs : given.segment_pairs;
+    row_quantizer<Granularity, Bits, Storage> quantizer(
+        head_dim, in_tile ? pairs : given.segment_pairs, given.magnitudes);
+    uint8_t row_codes[tile_tokens * max_head_dim];
     affine_params<Storage> token_pairs[max_head_dim / 16];
-    uint8_t row_codes[max_head_dim];
-    for (int32_t token = 0; token < count; ++token) {
-      const Element* row = rows[static_cast<size_t>(token)];
-      if constexpr (by_channel) {
-        quantize_row<Granularity, Bits>(row, head_dim, channel_pairs, given.magnitudes, row_codes);
-      } else {
-        fit_token<Granularity, Bits>(row, head_dim, given.magnitudes, token_pairs);
-        quantize_row<Granularity, Bits>(row, head_dim, token_pairs, given.magnitudes, row_codes);
-        for (int32_t group = 0; group < groups_per_token<Granularity>(head_dim); ++group) {
+    int32_t token = 0;
+    for (const Element* row : rows) {
+      quantizer.quantize(row, row_codes + token * head_dim, token_pairs);
+      if constexpr (Granularity::axis == parameter_axis::token) {
+        for (int32_t group = 0; group < groups_per_token<Granularity>(head_dim); ++group)
           save_token_pair<Granularity, Bits>(pairs, token, group, token_pairs[group]);
-        }
       }
-      for (int32_t channel = 0; channel < head_dim; ++channel)
-        tile::save(codes, head_dim, token, channel, row_codes[channel]);
+      ++token;
     }
+    std::fill(row_codes + token * head_dim, row_codes + tile_tokens * head_dim, uint8_t{0});
+    pack_tile<Layout, Bits>({row_codes, head_dim}, codes);
   }
 }
 

@@ -70,7 +70,8 @@ stream_options resolve(const cache_options& options) {
 /// tokens. Flushes below 16 KiB stay one page, since every page has an entry in a table to be read.
 inline int64_t page_of_flush(const page_plan& flush, int64_t flush_bytes) {
   if (flush_bytes < 16384) return flush_bytes;
-  for (int64_t page = round_up<int64_t>(ceil_div<int64_t>(flush_bytes, 2), 16);
+  const int64_t largest_tile = most(flush.salient_tile_bytes, flush.regular_tile_bytes);
+  for (int64_t page = round_up<int64_t>(most(ceil_div<int64_t>(flush_bytes, 2), largest_tile), 16);
        2 * page <= flush_bytes + flush_bytes / 50; page += 16) {
     const page_plan halves =
         page_plan::make(page, flush.salient_tile_bytes, flush.regular_tile_bytes,

@@ -89,6 +89,11 @@ __device__ __forceinline__ void wait_copy_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
+/// Waits for all copies of this thread, in groups or not.
+__device__ __forceinline__ void wait_all_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /// 2^x by the special function unit: relative error 2^-22; results below 2^-126 are 0.
 __device__ __forceinline__ float exp2_approximate(float x) {
   float result;

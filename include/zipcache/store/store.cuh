@@ -1,8 +1,7 @@
 // Storing on the device: keys, values and the salient set of prompts become pages, segment records,
-// bitmaps and page table entries of a device_layer. Two launches: class lists and tables; then
-// channel statistics and codes in one, so that statistics run just far enough ahead for the codes'
-// reads of the same keys and values to hit the L2 cache. In: k, v [num_kv_heads, num_tokens,
-// head_dim], salient bitmap. Twin: store.hpp.
+// bitmaps and page table entries of a device_layer. Three launches: class lists and tables; channel
+// statistics and what the segment keeps of them, of policies that have such; codes. In: k, v
+// [num_kv_heads, num_tokens, head_dim], salient bitmap. Twin: store.hpp.
 // @equality same_bytes
 #pragma once
 
@@ -13,12 +12,14 @@
 
 #include <zipcache/core/batch.hpp>
 #include <zipcache/core/cuda.cuh>
+#include <zipcache/core/divisor.hpp>
 #include <zipcache/core/view.hpp>
 #include <zipcache/core/workspace.cuh>
 #include <zipcache/detail/tensor_core.cuh>
 #include <zipcache/detail/warp.cuh>
 #include <zipcache/store/device_layer.cuh>
 #include <zipcache/store/encode.cuh>
+#include <zipcache/store/regular_tile.cuh>
 #include <zipcache/store/segment.hpp>
 #include <zipcache/store/tile_encoder.cuh>
 
@@ -30,18 +31,24 @@ struct store_tuning {
   static constexpr int32_t prepare_words = 128;  ///< of a bitmap, by one block
   static constexpr int32_t num_warps = 4;
   static constexpr int32_t threads = 32 * num_warps;
-  static constexpr int32_t tiles_of_warp = 1;  ///< one after the other; more delay the block
-  static constexpr int32_t tiles_of_group = num_warps * tiles_of_warp;
-  static constexpr int32_t blocks = 5;  ///< of a multiprocessor, at 128 channels
-  /// Tokens whose statistics a block gathers at once.
-  static constexpr int32_t chunk_tokens = 256;
-  /// Items that lie between a unit's statistics and its codes, at least: a little more than run at
-  /// once, so that codes seldom wait, and no more, so that their reads hit the L2 cache.
-  static constexpr int64_t items_ahead = 900;
+  static constexpr int32_t tile_blocks = 5;  ///< of a multiprocessor, at 128 channels
+  /// Likewise, of those that gather statistics. At 8 x 4096 tokens every warp then has one chunk;
+  /// with 7 blocks some had two, and all took 108 us instead of 102 (H200).
+  static constexpr int32_t chunk_blocks = 8;
+  /// Tokens whose statistics a warp gathers at once; 64: 110 us.
+  static constexpr int32_t chunk_tokens = 128;
 };
 
 /// Values that a thread reads at once.
 inline constexpr int32_t values_per_load = 8;
+
+/// `rows` and so many of the strides further. One instruction, which 64-bit factors would not be.
+template <class Storage>
+__device__ __forceinline__ const Storage* row_at(const Storage* rows, int32_t token,
+                                                 uint32_t token_bytes) {
+  return reinterpret_cast<const Storage*>(reinterpret_cast<const std::byte*>(rows) +
+                                          uint64_t{static_cast<uint32_t>(token)} * token_bytes);
+}
 
 /// Which sides of a prompt have statistics: keys are 0, values 1.
 template <class Policies>
@@ -61,7 +68,8 @@ struct store_sides {
 };
 
 /// Statistics of a row's side in memory, gathered by atomic operations: floats as integers of the
-/// same order. [statistic_count, head_dim]
+/// same order. [statistic_count, 8, head_dim / 8]: the eight channels that a lane reads together
+/// lie apart, so that lanes write next to each other.
 enum statistic : int32_t {
   salient_lowest,
   salient_highest,
@@ -77,6 +85,9 @@ __device__ inline int32_t ordered_bits(float x) {
 }
 __device__ inline float float_of_ordered(int32_t ordered) {
   return float_of(static_cast<uint32_t>(ordered >= 0 ? ordered : ordered ^ 0x7fffffff));
+}
+__device__ __forceinline__ int32_t statistic_place(int32_t channel, int32_t head_dim) {
+  return channel % values_per_load * (head_dim / values_per_load) + channel / values_per_load;
 }
 /// What an empty statistic holds.
 __device__ inline int32_t initial_statistic(int32_t which) {
@@ -111,16 +122,18 @@ struct store_arguments {
   // Work of a row's unit, in the order in which it is taken up.
   int32_t salient_chunks;  ///< of statistics
   int32_t chunks;          ///< all
-  int32_t tile_groups;     ///< of tiles_of_group tiles of a side
-  int32_t units_ahead;     ///< units whose statistics precede a unit's codes
+  divisor by_head;         ///< divides a row by the number of heads,
+  divisor by_chunks;       ///< a chunk by those of a unit,
+  divisor by_tiles;        ///< and a tile by those of a unit
 
   int32_t* lists;        ///< [rows, num_tokens]: salient tokens, then regular ones, each ascending
   tile_address* tiles;   ///< [salient tiles, regular tiles]
   int32_t* statistics;   ///< [rows, units, statistic_count, head_dim]
   float2* scales;        ///< [rows, units, side_scales_count, head_dim]
   int32_t* chunks_done;  ///< [rows, units]: the last one also makes the unit's parameters
-  int32_t* is_fitted;    ///< [rows, units]
-  int32_t* next_item;    ///< [1]
+  int32_t* non_finite;   ///< [rows, units]: not 0 where a value is not finite
+  int32_t* is_regular;   ///< [rows, units]: not 0 where no value of the channels needs a clamp
+  int32_t* next_tile;    ///< [1]
 
   __host__ __device__ int64_t num_rows() const {
     return static_cast<int64_t>(batch.count) * layer.num_kv_heads;
@@ -128,18 +141,21 @@ struct store_arguments {
   __host__ __device__ int32_t num_units() const {
     return static_cast<int32_t>(num_rows()) * store_sides<Policies>::units;
   }
-  __host__ __device__ int32_t unit_groups() const {
-    return tile_groups * store_sides<Policies>::sides_of_unit;
+  /// Tiles of a unit, of one side or of both.
+  __host__ __device__ int64_t unit_tiles() const {
+    return num_tiles() * store_sides<Policies>::sides_of_unit;
   }
-  __host__ __device__ int64_t num_items() const {
-    return int64_t{num_units()} * (chunks + unit_groups());
+  __host__ __device__ int64_t num_items() const { return num_units() * (chunks + unit_tiles()); }
+  __host__ __device__ int32_t num_chunks() const { return num_units() * chunks; }
+  __host__ __device__ int32_t all_tiles() const {
+    return static_cast<int32_t>(num_units() * unit_tiles());
   }
   __host__ __device__ int64_t num_tiles() const { return plan.salient_tiles + plan.regular_tiles; }
-  __device__ int32_t head_of(int64_t row) const {
-    return static_cast<int32_t>(row % layer.num_kv_heads);
-  }
   __device__ int32_t index_of(int64_t row) const {
-    return static_cast<int32_t>(row / layer.num_kv_heads);
+    return by_head.quotient(static_cast<int32_t>(row));
+  }
+  __device__ int32_t head_of(int64_t row) const {
+    return static_cast<int32_t>(row) - index_of(row) * layer.num_kv_heads;
   }
   __device__ int32_t sequence_of(int64_t row) const { return batch.first + index_of(row); }
   /// Token 0 of one side of a row, and the distance from one token to the next.
@@ -147,18 +163,21 @@ struct store_arguments {
     return keys ? k.row(head_of(row), 0) + index_of(row) * k_stride
                 : v.row(head_of(row), 0) + index_of(row) * v_stride;
   }
-  /// In values; the host has seen that it fits.
-  __device__ int32_t token_stride(bool keys) const {
-    return static_cast<int32_t>(keys ? k.token_stride : v.token_stride);
+  /// In bytes; the host has seen that it fits.
+  __device__ uint32_t token_bytes(bool keys) const {
+    return static_cast<uint32_t>(keys ? k.token_stride : v.token_stride) * 2u;
   }
   __device__ record_view<Policies, Storage> record(int64_t row) const {
     return {layer.record_of(sequence_of(row), 0, head_of(row)), layer.head_dim};
   }
   /// A token of the row's list. A bitmap with other than num_salient bits leaves holes in it, which
-  /// must not be read as addresses.
+  /// must not be read as addresses: they are `checked` before use.
   __device__ int32_t listed(int64_t row, int64_t index) const {
-    return static_cast<int32_t>(least(static_cast<uint32_t>(lists[row * num_tokens + index]),
-                                      static_cast<uint32_t>(num_tokens) - 1u));
+    return checked(lists[row * num_tokens + index]);
+  }
+  __device__ int32_t checked(int32_t entry) const {
+    return static_cast<int32_t>(
+        least(static_cast<uint32_t>(entry), static_cast<uint32_t>(num_tokens) - 1u));
   }
   /// 32 tokens of one row's bitmap; bits behind the last token are cleared.
   __device__ uint32_t bitmap_word(int64_t row, int64_t word) const {
@@ -272,7 +291,7 @@ __global__ void __launch_bounds__(store_tuning::prepare_threads)
   const bool is_first = blockIdx.x == 0;
   save_tile_addresses(given, (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * threads + thread,
                       int64_t{gridDim.x} * gridDim.y * threads);
-  if (is_first && blockIdx.y == 0 && thread == 0) *given.next_item = 0;
+  if (is_first && blockIdx.y == 0 && thread == 0) *given.next_tile = 0;
   for (int64_t row = blockIdx.y; row < given.num_rows(); row += gridDim.y) {
     uint32_t* copy = given.layer.bitmap_of(given.sequence_of(row), given.head_of(row));
     const uint32_t bits = lane < last - first ? given.bitmap_word(row, first + lane) : 0u;
@@ -300,7 +319,7 @@ __global__ void __launch_bounds__(store_tuning::prepare_threads)
               initial_statistic(i / head_dim);
         if (thread == 0) {
           given.chunks_done[index] = 0;
-          given.is_fitted[index] = 0;
+          given.non_finite[index] = 0;
         }
       }
     }
@@ -329,238 +348,392 @@ struct row_lanes {
 };
 
 /// Statistics of eight channels of one class.
-struct thread_statistics {
-  pair_range ranges[4];
-  uint32_t largest[4] = {};
-};
-
-/// Gathers those of a chunk of a row's list that this thread reads. A warp takes 32 neighbouring
-/// tokens of the list at a time, a lane 16 bytes of some of them.
-template <class Quantizer, class Policies, class Storage>
-__device__ void gather_chunk(const store_arguments<Policies, Storage>& given, bool keys,
-                             int64_t row, int64_t first, int64_t last,
-                             thread_statistics& statistics) {
+template <class Quantizer, class Storage>
+struct lane_statistics {
   using needed = needed_statistics<Quantizer>;
-  constexpr int32_t at_once = 8;
-  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-  const row_lanes grid(lane, given.layer.head_dim);
-  const Storage* tokens = given.tokens_of(keys, row) + grid.column * values_per_load;
-  const int32_t stride = given.token_stride(keys);
-  const auto add = [&](uint4 values) {
-    const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
+  static constexpr bool ranges = needed::salient || needed::regular;
+  static constexpr int32_t numbers = (ranges ? 2 : 0) + (needed::largest ? 1 : 0);
+
+  unchecked_pair_range<Storage> range[4];
+  uint32_t largest[4] = {};
+
+  /// Whatever is not finite stays and shows at the end.
+  __device__ __forceinline__ void add(int32_t j, uint32_t pair) {
+    if constexpr (ranges) range[j].include(pair);
+    if constexpr (needed::largest) largest[j] = higher_magnitude_or_nan<Storage>(largest[j], pair);
+  }
+  __device__ __forceinline__ bool is_finite() const {
+    bool finite = true;
     ZIPCACHE_UNROLL
     for (int32_t j = 0; j < 4; ++j) {
-      if constexpr (needed::salient || needed::regular)
-        include_pair<Storage>(statistics.ranges[j], pairs[j]);
-      if constexpr (needed::largest) {
-        statistics.largest[j] = higher_pair<Storage>(
-            statistics.largest[j], magnitude_pair(finite_pair<Storage>(pairs[j])));
-      }
+      if constexpr (ranges) finite = finite && range[j].is_finite();
+      if constexpr (needed::largest)
+        finite = finite && magnitude_pair(add_zero_times<Storage>(largest[j], 0u)) == 0u;
     }
-  };
-  const auto load = [&](int32_t own, int32_t index) {
-    const int32_t token = __shfl_sync(whole_warp, own, index % 32);
-    return *reinterpret_cast<const uint4*>(tokens + int64_t{token} * stride);
-  };
-  for (int64_t start = first + 32 * warp; start < last; start += 32 * store_tuning::num_warps) {
-    // Past the last token, the last one again: it changes nothing.
-    const int32_t own = given.listed(row, least<int64_t>(start + lane, last - 1));
-    int32_t index = grid.row;
-    for (int32_t step = 0; step < 32; step += at_once * grid.rows) {
-      uint4 values[at_once];
-      if (step + at_once * grid.rows <= 32) {
+    return finite;
+  }
+  /// NaN, or zero for a magnitude: no value yet.
+  __device__ __forceinline__ void clear() {
+    ZIPCACHE_UNROLL
+    for (int32_t j = 0; j < 4; ++j) {
+      range[j].lowest = range[j].highest = nan_pair;
+      largest[j] = 0;
+    }
+  }
+  __device__ __forceinline__ void add_finite(int32_t j, uint32_t pair) {
+    const uint32_t finite = finite_pair<Storage>(pair);
+    range[j].lowest = lower_pair<Storage>(range[j].lowest, finite);
+    range[j].highest = higher_pair<Storage>(range[j].highest, finite);
+    largest[j] = higher_pair<Storage>(largest[j], magnitude_pair(finite));
+  }
+};
+
+/// Tokens [first, last) of a row's list, as a warp reads their channels: a lane 16 bytes of some of
+/// them. Past the last token comes the last one again: it changes nothing.
+template <class Policies, class Storage>
+struct chunk_reader {
+  const store_arguments<Policies, Storage>& given;
+  int64_t row;
+  int64_t first;
+  int64_t last;
+  row_lanes grid;
+  const Storage* tokens;
+  uint32_t token_bytes;
+
+  __device__ __forceinline__ chunk_reader(const store_arguments<Policies, Storage>& arguments,
+                                          bool keys, int64_t of_row, int64_t begin, int64_t end,
+                                          int32_t head_dim, int32_t lane)
+      : given(arguments),
+        row(of_row),
+        first(begin),
+        last(end),
+        grid(lane, head_dim),
+        tokens(arguments.tokens_of(keys, of_row) + grid.column * values_per_load),
+        token_bytes(arguments.token_bytes(keys)) {}
+
+  /// The token of this lane among the 32 from `start` on.
+  __device__ __forceinline__ int32_t listed(int64_t start, int32_t lane) const {
+    return given.listed(row, least<int64_t>(start + lane, last - 1));
+  }
+  __device__ __forceinline__ uint4 load(int32_t own, int32_t index) const {
+    const int32_t token = __shfl_sync(whole_warp, own, index);
+    return *reinterpret_cast<const uint4*>(row_at(tokens, token, token_bytes));
+  }
+  /// Calls add(uint4) for this lane's part of all tokens, `AtOnce` loads under way. `own`: the
+  /// lane's token among the first 32.
+  template <int32_t AtOnce, class Add>
+  __device__ __forceinline__ void for_each(int32_t own, int32_t lane, const Add& add) const {
+#pragma unroll 1
+    for (int64_t start = first; start < last; start += 32) {
+      const int32_t next = listed(start + 32, lane);
+#pragma unroll 1
+      for (int32_t step = 0; step < 32; step += AtOnce * grid.rows) {
+        uint4 values[AtOnce];
         ZIPCACHE_UNROLL
-        for (int32_t j = 0; j < at_once; ++j) values[j] = load(own, index + j * grid.rows);
+        for (int32_t j = 0; j < AtOnce; ++j)
+          values[j] = load(own, 32 % grid.rows == 0 ? step + grid.row + j * grid.rows
+                                                    : least(step + grid.row + j * grid.rows, 31));
         ZIPCACHE_UNROLL
-        for (int32_t j = 0; j < at_once; ++j) add(values[j]);
-        index += at_once * grid.rows;
-      } else {
-        // A lane that is beyond the last row wraps to a first one.
-#pragma unroll 4
-        for (int32_t rest = step; rest < 32; rest += grid.rows, index += grid.rows)
-          add(load(own, index));
+        for (int32_t j = 0; j < AtOnce; ++j) add(values[j]);
+      }
+      own = next;
+    }
+  }
+};
+
+/// Adds a lane's statistics, and those of the lanes of the same channels, to those in memory.
+/// `first`: the statistic that the first number goes to
+template <class Quantizer, class Storage>
+__device__ __forceinline__ void merge_statistics(
+    const lane_statistics<Quantizer, Storage>& statistics, const row_lanes& grid, int32_t lane,
+    int32_t head_dim, int32_t first, int32_t* memory) {
+  using lanes = lane_statistics<Quantizer, Storage>;
+  ZIPCACHE_UNROLL
+  for (int32_t number = 0; number < lanes::numbers; ++number) {
+    const bool is_lowest = lanes::ranges && number == 0;
+    const bool is_largest = !lanes::ranges || number == 2;
+    int32_t* place = memory + (is_largest ? largest_magnitude : first + number) * head_dim;
+    // The numbers are dealt out to the rows of lanes.
+    const bool is_own = number % grid.rows == lane / grid.columns;
+    ZIPCACHE_UNROLL
+    for (int32_t j = 0; j < 4; ++j) {
+      const uint32_t own = is_largest  ? statistics.largest[j]
+                           : is_lowest ? statistics.range[j].lowest
+                                       : statistics.range[j].highest;
+      uint32_t all = own;
+      for (int32_t other = 0; other < grid.rows; ++other) {
+        const uint32_t pair = __shfl_sync(whole_warp, own, other * grid.columns + grid.column);
+        all = is_lowest ? lower_pair<Storage>(all, pair) : higher_pair<Storage>(all, pair);
+      }
+      const float values[2] = {first_of<Storage>(all), second_of<Storage>(all)};
+      ZIPCACHE_UNROLL
+      for (int32_t i = 0; i < 2; ++i) {
+        // NaN: there was no value. Zeros are +0, as `include` makes them.
+        if (!is_own || !(values[i] == values[i])) continue;
+        const int32_t ordered = ordered_bits(values[i] + 0.0f);
+        int32_t* to = place + (2 * j + i) * grid.columns + grid.column;
+        if (is_lowest) {
+          atomicMin(to, ordered);
+        } else {
+          atomicMax(to, ordered);
+        }
       }
     }
   }
 }
 
-/// Chunk `chunk` of a row's side: its statistics into memory.
-template <class Quantizer, class Policies, class Storage>
-__device__ void add_chunk(const store_arguments<Policies, Storage>& given, bool keys, int64_t row,
-                          int32_t chunk, int32_t* memory, uint32_t* shared) {
-  using needed = needed_statistics<Quantizer>;
-  const int32_t thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t head_dim = given.layer.head_dim;
+/// Tokens of a row's list: those of a chunk.
+struct token_span {
+  int64_t first;
+  int64_t last;
+};
+template <class Policies, class Storage>
+__device__ __forceinline__ token_span chunk_span(const store_arguments<Policies, Storage>& given,
+                                                 int32_t chunk) {
   const bool is_salient = chunk < given.salient_chunks;
   const int64_t first = is_salient ? int64_t{chunk} * store_tuning::chunk_tokens
                                    : given.num_salient + int64_t{chunk - given.salient_chunks} *
                                                              store_tuning::chunk_tokens;
-  const int64_t last = least<int64_t>(first + store_tuning::chunk_tokens,
-                                      is_salient ? given.num_salient : given.num_tokens);
-  thread_statistics statistics;
-  gather_chunk<Quantizer>(given, keys, row, first, last, statistics);
-
-  // The block's lanes one below the other, [numbers, lanes of a channel, head_dim / 2].
-  const row_lanes grid(thread % 32, head_dim);
-  const int32_t pairs = head_dim / 2;
-  const int32_t lanes = store_tuning::num_warps * grid.rows;
-  constexpr bool ranges = needed::salient || needed::regular;
-  constexpr int32_t numbers = (ranges ? 2 : 0) + (needed::largest ? 1 : 0);
-  const bool has_row = thread % 32 / grid.columns < grid.rows;
-  const auto put = [&](int32_t number, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-    uint32_t* to = shared + (number * lanes + thread / 32 * grid.rows + grid.row) * pairs;
-    if (has_row) *reinterpret_cast<uint4*>(to + grid.column * 4) = make_uint4(a, b, c, d);
-  };
-  if constexpr (ranges) {
-    const pair_range(&all)[4] = statistics.ranges;
-    put(0, all[0].lowest, all[1].lowest, all[2].lowest, all[3].lowest);
-    put(1, all[0].highest, all[1].highest, all[2].highest, all[3].highest);
-  }
-  if constexpr (needed::largest) {
-    const uint32_t(&all)[4] = statistics.largest;
-    put(numbers - 1, all[0], all[1], all[2], all[3]);
-  }
-  __syncthreads();
-  for (int32_t i = thread; i < numbers * pairs; i += store_tuning::threads) {
-    const int32_t number = i / pairs;
-    const int32_t pair = i % pairs;
-    const bool is_lowest = ranges && number == 0;
-    const bool is_largest = needed::largest && number == numbers - 1;
-    const uint32_t* from = shared + number * lanes * pairs + pair;
-    uint32_t result = from[0];
-    for (int32_t lane = 1; lane < lanes; ++lane) {
-      const uint32_t other = from[lane * pairs];
-      result = is_lowest ? lower_pair<Storage>(result, other) : higher_pair<Storage>(result, other);
-    }
-    const int32_t which =
-        is_largest ? largest_magnitude
-                   : (is_salient ? salient_lowest : regular_lowest) + (is_lowest ? 0 : 1);
-    int32_t* place = memory + which * head_dim + 2 * pair;
-    const float values[2] = {first_of<Storage>(result), second_of<Storage>(result)};
-    ZIPCACHE_UNROLL
-    for (int32_t j = 0; j < 2; ++j) {
-      // NaN: there was no value. Zeros are +0, as `include` makes them.
-      if (!(values[j] == values[j])) continue;
-      const int32_t ordered = ordered_bits(values[j] + 0.0f);
-      if (is_lowest) {
-        atomicMin(place + j, ordered);
-      } else {
-        atomicMax(place + j, ordered);
-      }
-    }
-  }
+  return {first, least<int64_t>(first + store_tuning::chunk_tokens,
+                                is_salient ? given.num_salient : given.num_tokens)};
 }
 
-/// From a side's statistics to what the record keeps and codes need.
+/// Chunk `chunk` of a unit: its statistics into memory. `own`: the lane's token among the first 32.
+template <class Quantizer, int HeadDim, class Policies, class Storage>
+__device__ __forceinline__ void add_chunk(const store_arguments<Policies, Storage>& given,
+                                          bool keys, int64_t row, int32_t unit, int32_t chunk,
+                                          int32_t own, int32_t lane, int32_t* memory) {
+  const int32_t head_dim = HeadDim == 0 ? given.layer.head_dim : HeadDim;
+  const bool is_salient = chunk < given.salient_chunks;
+  const token_span span = chunk_span(given, chunk);
+  if (span.first >= span.last) return;
+  const chunk_reader<Policies, Storage> reader(given, keys, row, span.first, span.last, head_dim,
+                                               lane);
+  lane_statistics<Quantizer, Storage> statistics;
+  reader.template for_each<8>(own, lane, [&](uint4 values) {
+    statistics.add(0, values.x);
+    statistics.add(1, values.y);
+    statistics.add(2, values.z);
+    statistics.add(3, values.w);
+  });
+  if (__any_sync(whole_warp, !statistics.is_finite())) {
+    statistics.clear();
+    reader.template for_each<1>(own, lane, [&](uint4 values) {
+      statistics.add_finite(0, values.x);
+      statistics.add_finite(1, values.y);
+      statistics.add_finite(2, values.z);
+      statistics.add_finite(3, values.w);
+    });
+    if (lane == 0) atomicOr(given.non_finite + unit, 1);
+  }
+  merge_statistics(statistics, reader.grid, lane, head_dim,
+                   is_salient ? salient_lowest : regular_lowest, memory);
+}
+
+/// From a side's statistics to what the record keeps and codes need. True if no value of this
+/// lane's channels needs a clamp.
 template <class Quantizer, bool Keys, class Policies, class Storage>
-__device__ void fit_unit(const store_arguments<Policies, Storage>& given, int64_t row,
-                         const int32_t* memory, float2* scales) {
+__device__ __forceinline__ bool fit_unit(const store_arguments<Policies, Storage>& given,
+                                         int64_t row, int32_t lane, const int32_t* memory,
+                                         float2* scales) {
+  using needed = needed_statistics<Quantizer>;
   const int32_t head_dim = given.layer.head_dim;
   const record_view<Policies, Storage> record = given.record(row);
-  for (int32_t channel = static_cast<int32_t>(threadIdx.x); channel < head_dim;
-       channel += store_tuning::threads) {
+  bool regular = true;
+  const auto check = [&]<int Bits>(value_range range, float2 scale) {
+    regular = regular && (range.empty() ||
+                          needs_no_clamp<Bits>(range.lowest, range.highest, {scale.x, scale.y}));
+  };
+  const auto load = [&](int32_t channel) {
+    const int32_t place = statistic_place(least(channel, head_dim - 1), head_dim);
     const auto read = [&](int32_t which) {
-      return float_of_ordered(__ldcg(memory + which * head_dim + channel));
+      return float_of_ordered(__ldcg(memory + which * head_dim + place));
     };
-    channel_statistics statistics;
-    statistics.salient = {read(salient_lowest), read(salient_highest)};
-    statistics.regular = {read(regular_lowest), read(regular_highest)};
-    statistics.largest = read(largest_magnitude);
+    return channel_statistics{{read(salient_lowest), read(salient_highest)},
+                              {read(regular_lowest), read(regular_highest)},
+                              read(largest_magnitude)};
+  };
+  channel_statistics next = load(lane);
+#pragma unroll 1
+  for (int32_t channel = lane; channel < head_dim; channel += 32) {
+    const channel_statistics statistics = next;
+    next = load(channel + 32);
     save_channel<Quantizer, Keys>(statistics, channel, record, scales);
+    if constexpr (needed::salient)
+      check.template operator()<needed::salient_bits>(statistics.salient,
+                                                      scales[salient_scales * head_dim + channel]);
+    if constexpr (needed::regular)
+      check.template operator()<needed::regular_bits>(statistics.regular,
+                                                      scales[regular_scales * head_dim + channel]);
   }
+  return regular;
 }
 
 /// A chunk of a unit's statistics, and the unit's parameters if it was the last one.
-template <class Policies, class Storage>
-__device__ void run_chunk(const store_arguments<Policies, Storage>& given, int32_t unit,
-                          int32_t chunk, uint32_t* shared) {
+template <int HeadDim, class Policies, class Storage>
+__device__ __forceinline__ void run_chunk(const store_arguments<Policies, Storage>& given,
+                                          int32_t unit, int32_t chunk, int32_t own, int32_t lane) {
   using sides = store_sides<Policies>;
-  __shared__ bool is_last;
   const int64_t row = unit / sides::units;
   const bool keys = sides::gathers_keys(unit % sides::units);
   const int32_t head_dim = given.layer.head_dim;
   int32_t* memory = given.statistics + int64_t{unit} * statistic_count * head_dim;
   float2* scales = given.scales + int64_t{unit} * side_scales_count * head_dim;
   if constexpr (sides::of_keys) {
-    if (keys) add_chunk<typename sides::keys>(given, true, row, chunk, memory, shared);
+    if (keys)
+      add_chunk<typename sides::keys, HeadDim>(given, true, row, unit, chunk, own, lane, memory);
   }
   if constexpr (sides::of_values) {
-    if (!keys) add_chunk<typename sides::values>(given, false, row, chunk, memory, shared);
+    if (!keys)
+      add_chunk<typename sides::values, HeadDim>(given, false, row, unit, chunk, own, lane, memory);
   }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    is_last = atomicAdd(given.chunks_done + unit, 1) == given.chunks - 1;
-    __threadfence();
+  __syncwarp();
+  int32_t num_before = 0;
+  if (lane == 0) {
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
+                 : "=r"(num_before)
+                 : "l"(given.chunks_done + unit)
+                 : "memory");
   }
-  __syncthreads();
-  if (!is_last) return;
+  if (__shfl_sync(whole_warp, num_before, 0) != given.chunks - 1) return;
+  bool regular = __ldcg(given.non_finite + unit) == 0;
   if constexpr (sides::of_keys) {
-    if (keys) fit_unit<typename sides::keys, true>(given, row, memory, scales);
+    if (keys) {
+      const bool fits = fit_unit<typename sides::keys, true>(given, row, lane, memory, scales);
+      regular = regular && fits;
+    }
   }
   if constexpr (sides::of_values) {
-    if (!keys) fit_unit<typename sides::values, false>(given, row, memory, scales);
+    if (!keys) {
+      const bool fits = fit_unit<typename sides::values, false>(given, row, lane, memory, scales);
+      regular = regular && fits;
+    }
   }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicExch(given.is_fitted + unit, 1);
+  regular = __all_sync(whole_warp, regular);
+  if (lane == 0) given.is_regular[unit] = regular ? 1 : 0;
+}
+
+namespace {
+
+// Grid: as many blocks as run at once.
+// Warp: some tokens of one side of a row at a time; the one that finishes a row's side also makes
+// its parameters. Lane: eight channels of every n-th token.
+// Memory: registers. k and v are read once, eight loads of a lane under way.
+template <int HeadDim, class Policies, class Storage>
+__global__ void __launch_bounds__(store_tuning::threads,
+                                  HeadDim == 0 ? 1 : store_tuning::chunk_blocks)
+    statistics_kernel(const __grid_constant__ store_arguments<Policies, Storage> given) {
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+  const int32_t num_chunks = given.num_chunks();
+  const int32_t warps = static_cast<int32_t>(gridDim.x) * store_tuning::num_warps;
+#pragma unroll 1
+  for (int32_t number = static_cast<int32_t>(blockIdx.x) * store_tuning::num_warps + warp;
+       number < num_chunks; number += warps) {
+    const int32_t unit = given.by_chunks.quotient(number);
+    const int32_t chunk = number - unit * given.chunks;
+    const token_span span = chunk_span(given, chunk);
+    int32_t own = 0;
+    if (span.first < span.last)
+      own = given.listed(unit / store_sides<Policies>::units,
+                         least<int64_t>(span.first + lane, span.last - 1));
+    run_chunk<HeadDim>(given, unit, chunk, own, lane);
   }
 }
+
+}  // namespace
 
 // --- codes
 // ----------------------------------------------------------------------------------------
 
-/// Begins to copy a tile's rows of one side into a warp's shared memory. Rows without a token get
-/// `filler`.
-template <class Policies, class Storage>
-__device__ __forceinline__ void begin_tile(const store_arguments<Policies, Storage>& given,
-                                           bool keys, int64_t row, int64_t first, int32_t count,
-                                           int32_t head_dim, int32_t lane, uint32_t filler,
-                                           Storage* rows, int32_t stride) {
+/// Begins to copy a tile's rows of one side into a warp's shared memory. `own`: the token of each
+/// lane. Rows without a token get `filler`.
+template <int HeadDim, class Storage>
+__device__ __forceinline__ void begin_tile(const Storage* tokens, uint32_t token_bytes, int32_t own,
+                                           int32_t count, int32_t run_head_dim, int32_t lane,
+                                           uint32_t filler, Storage* rows, int32_t stride) {
+  const int32_t head_dim = HeadDim == 0 ? run_head_dim : HeadDim;
   const int32_t columns = head_dim / values_per_load;
-  const Storage* tokens = given.tokens_of(keys, row);
-  const int32_t token_stride = given.token_stride(keys);
-  const int32_t own = lane < count ? given.listed(row, first + lane) : 0;
   const auto copy = [&](int32_t index, int32_t column) {
     const int32_t token = __shfl_sync(whole_warp, own, index);
-    if (index < count)
-      begin_copy(rows + index * stride + column, tokens + int64_t{token} * token_stride + column,
-                 true);
+    begin_copy(rows + index * stride + column, row_at(tokens, token, token_bytes) + column, true);
   };
-  if (32 % columns == 0) {
+  if constexpr (HeadDim != 0) {
+    constexpr int32_t at_once = 32 * values_per_load / most(HeadDim, 1);
     // A lane stays in its column.
-    const int32_t at_once = 32 / columns;
     tokens += lane % columns * values_per_load;
     rows += lane % columns * values_per_load;
-#pragma unroll 8
-    for (int32_t index = lane / columns; index < tile_tokens; index += at_once) copy(index, 0);
+    ZIPCACHE_UNROLL
+    for (int32_t index = 0; index < tile_tokens; index += at_once) copy(index + lane / columns, 0);
     rows -= lane % columns * values_per_load;
   } else {
     for (int32_t i = lane; i < tile_tokens * columns; i += 32)
       copy(i / columns, i % columns * values_per_load);
   }
-  end_copy_group();
+  if (count == tile_tokens) return;
+  // What is on its way there is the row of the last token.
+  wait_all_copies();
+  __syncwarp();
   for (int32_t index = count; index < tile_tokens; ++index) {
     for (int32_t channel = 2 * lane; channel < head_dim; channel += 64)
       *reinterpret_cast<uint32_t*>(rows + index * stride + channel) = filler;
   }
 }
 
-/// Waits, the whole block, until a unit has its parameters.
-__device__ inline void wait_for_unit(const int32_t* is_fitted) {
-  if (threadIdx.x == 0) {
-    while (*static_cast<const volatile int32_t*>(is_fitted) == 0) __nanosleep(100);
-    __threadfence();
-  }
-  __syncthreads();
+/// Begins to copy what a segment's channels share into a warp's shared memory, [head_dim].
+__device__ __forceinline__ void begin_shares(const float2* from, int32_t head_dim, int32_t lane,
+                                             float2* to) {
+  for (int32_t i = 2 * lane; i < head_dim; i += 64) begin_copy(to + i, from + i, true);
 }
 
-/// Group `group` of a unit's tiles, some for each warp.
+/// What a warp has in shared memory: rows and scales of a tile, then [head_dim] shares and
+/// [head_dim] of 16 bits to work in.
+template <class Policies>
+struct store_memory {
+  using memory = encode_memory<Policies>;
+  ZIPCACHE_HOST_DEVICE static constexpr int32_t shares_offset(int32_t head_dim) {
+    return round_up(memory::warp_bytes(head_dim), 16);
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr int32_t bytes(int32_t head_dim) {
+    return shares_offset(head_dim) + (store_sides<Policies>::count > 0 ? 10 * head_dim : 0);
+  }
+};
+
+/// One side of one tile of `Class` whose rows and shares are there.
+template <bool Keys, token_class Class, int HeadDim, class Policies, class Storage>
+__device__ __forceinline__ void encode_tile(const record_view<Policies, Storage>& record,
+                                            const float2* scales, float2* shares,
+                                            bool may_be_regular,
+                                            const staged_tile<Storage, even_rows>& staged,
+                                            tile_place at) {
+  using tile = tile_record<Policies, Class>;
+  using granularity =
+      std::conditional_t<Keys, typename tile::key_granularity, typename tile::value_granularity>;
+  constexpr int bits = Keys ? tile::key_bits : tile::value_bits;
+  if constexpr (has_regular_tiles<Keys, granularity, bits, HeadDim>) {
+    const tile_place side = Keys ? at
+                                 : tile_place{at.codes + tile::value_codes_offset(HeadDim),
+                                              at.pairs + tile::value_pairs_offset(HeadDim)};
+    if (may_be_regular &&
+        write_regular_side<Keys, granularity, bits, HeadDim>(
+            staged,
+            {reinterpret_cast<const quantize_scale*>(shares),
+             reinterpret_cast<const float*>(shares), reinterpret_cast<uint32_t*>(shares + HeadDim)},
+            reinterpret_cast<uint32_t*>(side.codes),
+            reinterpret_cast<affine_params<Storage>*>(side.pairs)))
+      return;
+    __syncwarp();
+    encode_staged_class<Keys, Class, 0>(record, scales, staged, at);
+  } else {
+    encode_staged_class<Keys, Class, HeadDim>(record, scales, staged, at);
+  }
+}
+
+/// One side of tile `tile` of a unit.
 template <bool Keys, int HeadDim, class Policies, class Storage>
-__device__ void run_group(const store_arguments<Policies, Storage>& given, int32_t unit,
-                          int32_t group, std::byte* shared) {
+__device__ __forceinline__ void run_tile(const store_arguments<Policies, Storage>& given,
+                                         int32_t unit, int32_t tile, int32_t own,
+                                         tile_address address, int32_t lane, std::byte* shared) {
   using sides = store_sides<Policies>;
   using memory = encode_memory<Policies>;
   using salient = tile_record<Policies, token_class::salient>;
@@ -569,126 +742,135 @@ __device__ void run_group(const store_arguments<Policies, Storage>& given, int32
                                          typename salient::value_granularity>;
   constexpr int salient_bits = Keys ? salient::key_bits : salient::value_bits;
   constexpr int regular_bits = Keys ? regular::key_bits : regular::value_bits;
+  constexpr bool has_statistics = Keys ? sides::of_keys : sides::of_values;
   const int32_t head_dim = HeadDim == 0 ? given.layer.head_dim : HeadDim;
-  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
   const int64_t row = unit / sides::units;
-  const page_entry* table = given.layer.table_of(given.sequence_of(row), given.head_of(row));
+  const bool is_salient = tile < given.plan.salient_tiles;
+  const int64_t in_class = is_salient ? tile : tile - given.plan.salient_tiles;
+  const int64_t class_tokens =
+      is_salient ? given.num_salient : given.num_tokens - given.num_salient;
   const float2* scales = given.scales + int64_t{unit} * side_scales_count * head_dim;
-  auto* rows = reinterpret_cast<Storage*>(shared + warp * memory::warp_bytes(head_dim));
   staged_tile<Storage, even_rows> staged{};
+  auto* rows = reinterpret_cast<Storage*>(shared);
   staged.rows = rows;
   staged.places.stride = staged_stride<granularity, Keys>(head_dim);
   staged.head_dim = head_dim;
   staged.lane = lane;
-  staged.scales = reinterpret_cast<quantize_scale*>(shared + warp * memory::warp_bytes(head_dim) +
-                                                    memory::row_bytes(head_dim));
-#pragma unroll 1
-  for (int32_t i = 0; i < store_tuning::tiles_of_warp; ++i) {
-    const int64_t tile =
-        int64_t{group} * store_tuning::tiles_of_group + i * store_tuning::num_warps + warp;
-    const bool exists = tile < given.num_tiles();
-    const bool is_salient = tile < given.plan.salient_tiles;
-    if (exists) {
-      const int64_t in_class = is_salient ? tile : tile - given.plan.salient_tiles;
-      const int64_t class_tokens =
-          is_salient ? given.num_salient : given.num_tokens - given.num_salient;
-      const bool has_16_bits = is_salient ? salient_bits == 16 : regular_bits == 16;
-      staged.count =
-          static_cast<int32_t>(least<int64_t>(class_tokens - in_class * tile_tokens, tile_tokens));
-      begin_tile(given, Keys, row, (is_salient ? 0 : given.num_salient) + in_class * tile_tokens,
-                 staged.count, head_dim, lane, has_16_bits ? 0u : nan_pair, rows,
-                 staged.places.stride);
-    }
-    if constexpr (Keys ? sides::of_keys : sides::of_values) {
-      // The rows are on their way meanwhile.
-      if (i == 0) wait_for_unit(given.is_fitted + unit);
-    }
-    if (!exists) continue;
-    const tile_address address = given.tiles[tile];
-    const tile_place at =
-        given.layer.page(table[address.page].page) + tile_size{address.codes, address.pairs};
-    wait_copy_groups<0>();
-    __syncwarp();
-    if (is_salient) {
-      encode_staged_class<Keys, token_class::salient, HeadDim>(given.record(row), scales, staged,
-                                                               at);
-    } else {
-      encode_staged_class<Keys, token_class::regular, HeadDim>(given.record(row), scales, staged,
-                                                               at);
-    }
-    __syncwarp();
+  staged.scales = reinterpret_cast<quantize_scale*>(shared + memory::row_bytes(head_dim));
+  staged.count =
+      static_cast<int32_t>(least<int64_t>(class_tokens - in_class * tile_tokens, tile_tokens));
+  const bool has_16_bits = is_salient ? salient_bits == 16 : regular_bits == 16;
+  begin_tile<HeadDim>(given.tokens_of(Keys, row), given.token_bytes(Keys), given.checked(own),
+                      staged.count, head_dim, lane, has_16_bits ? 0u : nan_pair, rows,
+                      staged.places.stride);
+  const page_entry* table = given.layer.table_of(given.sequence_of(row), given.head_of(row));
+  const uint32_t page = table[address.page].page;
+  bool regular_unit = true;
+  auto* shares =
+      reinterpret_cast<float2*>(shared + store_memory<Policies>::shares_offset(head_dim));
+  if constexpr (has_statistics) {
+    regular_unit = given.is_regular[unit] != 0;
+    const int32_t which =
+        needed_statistics<
+            std::conditional_t<Keys, typename sides::keys, typename sides::values>>::largest
+            ? side_divisors
+            : (is_salient ? salient_scales : regular_scales);
+    begin_shares(scales + which * head_dim, head_dim, lane, shares);
   }
+  end_copy_group();
+  const tile_place at = given.layer.page(page) + tile_size{address.codes, address.pairs};
+  wait_copy_groups<0>();
+  __syncwarp();
+  const bool may_be_regular =
+      staged.count == tile_tokens && (granularity::has_channel_magnitudes || regular_unit);
+  if (is_salient) {
+    encode_tile<Keys, token_class::salient, HeadDim>(given.record(row), scales, shares,
+                                                     may_be_regular, staged, at);
+  } else {
+    encode_tile<Keys, token_class::regular, HeadDim>(given.record(row), scales, shares,
+                                                     may_be_regular, staged, at);
+  }
+  __syncwarp();
 }
 
-/// What item `item` is: a chunk of a unit's statistics, or a group of its tiles.
-struct store_item {
+/// A tile of a unit with what has to be read before it can begin.
+struct prepared_tile {
   int32_t unit;
-  int32_t chunk;  ///< -1: it is a group
-  int32_t group;
+  int32_t tile;
+  int32_t entry;  ///< of the row's list: the lane's token, not checked yet
+  tile_address address;
 };
 
-/// Order: the statistics of the first units; then of each further unit, each followed by the codes
-/// of the unit that is units_ahead behind; then the last units' codes. An item waits for earlier
-/// ones alone, and they are taken in order, so it never waits for one that nobody has.
+/// Begins to read it; there may be no such tile. Tiles come from the last unit's end, which the L2
+/// cache has seen last.
 template <class Policies, class Storage>
-__device__ store_item item_at(const store_arguments<Policies, Storage>& given, int64_t item) {
-  const int32_t chunks = given.chunks;
-  const int32_t groups = given.unit_groups();
-  const int32_t ahead = given.units_ahead;
-  const int64_t leading = int64_t{ahead} * chunks;
-  if (item < leading) {
-    return {static_cast<int32_t>(item / chunks), static_cast<int32_t>(item % chunks), 0};
-  }
-  item -= leading;
-  const int64_t both = int64_t{given.num_units() - ahead} * (chunks + groups);
-  if (item < both) {
-    const auto step = static_cast<int32_t>(item / (chunks + groups));
-    const auto index = static_cast<int32_t>(item % (chunks + groups));
-    if (index < chunks) return {step + ahead, index, 0};
-    return {step, -1, index - chunks};
-  }
-  item -= both;
-  return {given.num_units() - ahead + static_cast<int32_t>(item / groups), -1,
-          static_cast<int32_t>(item % groups)};
+__device__ __forceinline__ prepared_tile
+prepare_tile(const store_arguments<Policies, Storage>& given, int32_t number, int32_t lane) {
+  prepared_tile next{};
+  if (number >= given.all_tiles()) return next;
+  const auto num_tiles = static_cast<int32_t>(given.num_tiles());
+  const auto unit_tiles = static_cast<int32_t>(given.unit_tiles());
+  const int32_t index = given.all_tiles() - 1 - number;
+  next.unit = given.by_tiles.quotient(index);
+  next.tile = index - next.unit * unit_tiles;
+  const int32_t tile = next.tile < num_tiles ? next.tile : next.tile - num_tiles;
+  next.address = given.tiles[tile];
+  const bool is_salient = tile < given.plan.salient_tiles;
+  const int64_t first = is_salient
+                            ? int64_t{tile} * tile_tokens
+                            : given.num_salient + (tile - given.plan.salient_tiles) * tile_tokens;
+  const int64_t last = is_salient ? given.num_salient : given.num_tokens;
+  const int64_t row = next.unit / store_sides<Policies>::units;
+  next.entry = given.lists[row * given.num_tokens + least<int64_t>(first + lane, last - 1)];
+  return next;
 }
 
 namespace {
 
-// Grid: as many blocks as run at once; each takes items until none is left.
-// Warp: a tile of codes; or some rows of a chunk. Lane: the words of its tile that are its own in
-// the layout; or eight channels of every n-th row of a chunk.
-// Memory: 32 padded rows a warp in shared memory. k and v are read twice, the second time from the
-// L2 cache where it keeps what the statistics are ahead; every byte of a tile is written once.
+// Grid: as many blocks as run at once.
+// Warp: one side of a tile at a time. Most tiles are dealt out, so that a warp knows its next one
+// early; the last ones are taken by whoever is free. Lane: the words that are its own in the
+// layout. Memory: 32 padded rows a warp in shared memory. k and v are read once, every byte of a
+// tile is written once.
 template <int HeadDim, class Policies, class Storage>
-__global__ void __launch_bounds__(store_tuning::threads, HeadDim == 0 ? 1 : store_tuning::blocks)
-    store_kernel(store_arguments<Policies, Storage> given) {
+__global__ void __launch_bounds__(store_tuning::threads,
+                                  HeadDim == 0 ? 1 : store_tuning::tile_blocks)
+    store_kernel(const __grid_constant__ store_arguments<Policies, Storage> given) {
   extern __shared__ __align__(16) unsigned char store_shared[];
-  __shared__ int32_t taken;
   using sides = store_sides<Policies>;
-  auto* shared = reinterpret_cast<std::byte*>(store_shared);
-  const auto num_items = static_cast<int32_t>(given.num_items());
-  int32_t next = 0;
-  if (threadIdx.x == 0) taken = atomicAdd(given.next_item, 1);
-  __syncthreads();
-  for (int32_t number = taken; number < num_items; number = taken) {
-    if (threadIdx.x == 0) next = atomicAdd(given.next_item, 1);
-    const store_item item = item_at(given, number);
-    if (item.chunk >= 0) {
-      if constexpr (sides::count > 0)
-        run_chunk(given, item.unit, item.chunk, reinterpret_cast<uint32_t*>(shared));
-    } else {
-      const bool keys = sides::units == 2 ? item.unit % 2 == 0 : item.group < given.tile_groups;
-      const int32_t group = item.group % given.tile_groups;
-      if (keys) {
-        run_group<true, HeadDim>(given, item.unit, group, shared);
-      } else {
-        run_group<false, HeadDim>(given, item.unit, group, shared);
-      }
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+  const int32_t head_dim = HeadDim == 0 ? given.layer.head_dim : HeadDim;
+  auto* shared =
+      reinterpret_cast<std::byte*>(store_shared) + warp * store_memory<Policies>::bytes(head_dim);
+  const int32_t all_tiles = given.all_tiles();
+  const auto num_tiles = static_cast<int32_t>(given.num_tiles());
+  const int32_t warps = static_cast<int32_t>(gridDim.x) * store_tuning::num_warps;
+  const int32_t dealt = all_tiles / warps * 3 / 4 * warps;
+  int32_t next = static_cast<int32_t>(blockIdx.x) * store_tuning::num_warps + warp;
+  const auto take = [&] {
+    if (next < dealt) {
+      next += warps;
+      return next - warps;
     }
-    __syncthreads();
-    if (threadIdx.x == 0) taken = next;
-    __syncthreads();
+    int32_t taken = 0;
+    if (lane == 0) taken = dealt + atomicAdd(given.next_tile, 1);
+    return __shfl_sync(whole_warp, taken, 0);
+  };
+  int32_t number = take();
+  prepared_tile prepared = prepare_tile(given, number, lane);
+#pragma unroll 1
+  while (number < all_tiles) {
+    const prepared_tile now = prepared;
+    number = take();
+    prepared = prepare_tile(given, number, lane);
+    const bool keys = sides::units == 2 ? now.unit % 2 == 0 : now.tile < num_tiles;
+    const int32_t tile = now.tile < num_tiles ? now.tile : now.tile - num_tiles;
+    if (keys) {
+      run_tile<true, HeadDim>(given, now.unit, tile, now.entry, now.address, lane, shared);
+    } else {
+      run_tile<false, HeadDim>(given, now.unit, tile, now.entry, now.address, lane, shared);
+    }
   }
 }
 
@@ -708,8 +890,9 @@ size_t carve_store(store_arguments<Policies, Storage>& given, void* workspace) {
   given.statistics = cursor.take<int32_t>(units * statistic_count * head_dim);
   given.scales = cursor.take<float2>(units * side_scales_count * head_dim);
   given.chunks_done = cursor.take<int32_t>(units);
-  given.is_fitted = cursor.take<int32_t>(units);
-  given.next_item = cursor.take<int32_t>(1);
+  given.non_finite = cursor.take<int32_t>(units);
+  given.is_regular = cursor.take<int32_t>(units);
+  given.next_tile = cursor.take<int32_t>(1);
   return cursor.taken_bytes();
 }
 
@@ -754,19 +937,27 @@ void check_store(const store_arguments<Policies, Storage>& given) {
 }
 
 template <int HeadDim, class Policies, class Storage>
-void launch_store_kernel(cudaStream_t stream, const store_arguments<Policies, Storage>& given) {
+void launch_store_kernels(cudaStream_t stream, const store_arguments<Policies, Storage>& given) {
   const int32_t shared_bytes =
-      most(store_tuning::num_warps * encode_memory<Policies>::warp_bytes(given.layer.head_dim),
-           3 * 16 * store_tuning::threads);
+      store_tuning::num_warps * store_memory<Policies>::bytes(given.layer.head_dim);
   if (shared_bytes > 48 * 1024) {
     check_cuda("cudaFuncSetAttribute",
                cudaFuncSetAttribute(store_kernel<HeadDim, Policies, Storage>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   }
-  const auto blocks = static_cast<unsigned>(
-      least<int64_t>(given.num_items(), int64_t{store_tuning::blocks} * num_multiprocessors()));
+  const auto blocks_of = [](int64_t items, int32_t at_once) {
+    return static_cast<unsigned>(least<int64_t>(ceil_div<int64_t>(items, store_tuning::num_warps),
+                                                int64_t{at_once} * num_multiprocessors()));
+  };
+  if constexpr (store_sides<Policies>::count > 0) {
+    statistics_kernel<HeadDim><<<blocks_of(given.num_chunks(), store_tuning::chunk_blocks),
+                                 store_tuning::threads, 0, stream>>>(given);
+    check_launch("store: statistics_kernel");
+  }
+  if (given.all_tiles() == 0) return;
   store_kernel<HeadDim>
-      <<<blocks, store_tuning::threads, static_cast<size_t>(shared_bytes), stream>>>(given);
+      <<<blocks_of(given.all_tiles(), store_tuning::tile_blocks), store_tuning::threads,
+         static_cast<size_t>(shared_bytes), stream>>>(given);
   check_launch("store: store_kernel");
 }
 
@@ -779,11 +970,11 @@ void launch_store(cudaStream_t stream, const store_arguments<Policies, Storage>&
   check_launch("store: prepare_kernel");
   if (given.num_items() == 0) return;
   if (given.layer.head_dim == 128) {
-    launch_store_kernel<128>(stream, given);
+    launch_store_kernels<128>(stream, given);
   } else if (given.layer.head_dim == 64) {
-    launch_store_kernel<64>(stream, given);
+    launch_store_kernels<64>(stream, given);
   } else {
-    launch_store_kernel<0>(stream, given);
+    launch_store_kernels<0>(stream, given);
   }
 }
 
@@ -814,13 +1005,11 @@ store_arguments<Policies, Storage> plan_store(const device_layer<Policies, Stora
     // A segment without tokens has parameters too.
     given.chunks = most(1, given.salient_chunks + chunks_of(num_tokens - num_salient));
   }
-  given.tile_groups =
-      static_cast<int32_t>(ceil_div<int64_t>(given.num_tiles(), store_tuning::tiles_of_group));
-  if (given.chunks > 0) {
-    given.units_ahead = static_cast<int32_t>(least<int64_t>(
-        given.num_units(),
-        ceil_div<int64_t>(store_tuning::items_ahead, given.chunks + given.unit_groups())));
-  }
+  // Numbers of items fit, or check_store refuses the call.
+  const auto tiles = static_cast<int32_t>(least<int64_t>(given.unit_tiles(), 2000000000));
+  given.by_head = divisor(layer.num_kv_heads);
+  given.by_chunks = divisor(most(1, given.chunks));
+  given.by_tiles = divisor(most(1, tiles));
   return given;
 }
 

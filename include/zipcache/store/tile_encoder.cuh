@@ -70,6 +70,45 @@ __device__ __forceinline__ uint32_t higher_pair(uint32_t a, uint32_t b) {
   return result;
 }
 
+/// The same, NaN where one is.
+template <class Storage>
+__device__ __forceinline__ uint32_t lower_pair_or_nan(uint32_t a, uint32_t b) {
+  uint32_t result;
+  if constexpr (std::is_same_v<Storage, half>) {
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  } else {
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  }
+  return result;
+}
+
+template <class Storage>
+__device__ __forceinline__ uint32_t higher_pair_or_nan(uint32_t a, uint32_t b) {
+  uint32_t result;
+  if constexpr (std::is_same_v<Storage, half>) {
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  } else {
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  }
+  return result;
+}
+
+/// As higher_pair_or_nan(a, magnitude_pair(x)), for which the machine has one instruction.
+template <class Storage>
+__device__ __forceinline__ uint32_t higher_magnitude_or_nan(uint32_t a, uint32_t x) {
+  uint32_t result;
+  if constexpr (std::is_same_v<Storage, half>) {
+    asm("{ .reg .b32 m; abs.f16x2 m, %2; max.NaN.f16x2 %0, %1, m; }"
+        : "=r"(result)
+        : "r"(a), "r"(x));
+  } else {
+    asm("{ .reg .b32 m; abs.bf16x2 m, %2; max.NaN.bf16x2 %0, %1, m; }"
+        : "=r"(result)
+        : "r"(a), "r"(x));
+  }
+  return result;
+}
+
 __device__ __forceinline__ uint32_t magnitude_pair(uint32_t x) { return x & 0x7fff7fffu; }
 
 template <class Storage>
@@ -93,6 +132,24 @@ __device__ __forceinline__ void include_pair(pair_range& range, uint32_t x) {
   range.lowest = lower_pair<Storage>(range.lowest, finite);
   range.highest = higher_pair<Storage>(range.highest, finite);
 }
+
+/// The same ranges where everything is known to be finite but for a test at the end: values that
+/// are not finite stay in the range.
+template <class Storage>
+struct unchecked_pair_range {
+  static constexpr uint32_t largest = std::is_same_v<Storage, half> ? 0x7bff7bffu : 0x7f7f7f7fu;
+  uint32_t lowest = largest;
+  uint32_t highest = largest | 0x80008000u;
+
+  __device__ __forceinline__ void include(uint32_t x) {
+    lowest = lower_pair_or_nan<Storage>(lowest, x);
+    highest = higher_pair_or_nan<Storage>(highest, x);
+  }
+  __device__ __forceinline__ bool is_finite() const {
+    return magnitude_pair(add_zero_times<Storage>(lowest, add_zero_times<Storage>(highest, 0u))) ==
+           0u;
+  }
+};
 
 /// The range of one or several extremes in float, NaN being none; as `include`, zeros are +0.
 __device__ __forceinline__ value_range range_of(float lowest, float highest) {
@@ -147,8 +204,8 @@ struct staged_tile {
   int32_t lane;
   quantize_scale* scales;  ///< shared memory: [groups, 32] by token, [head_dim] by channel
   const quantize_scale* segment_scales;  ///< [head_dim]: of layouts whose pairs the segment has
-  const channel_divisor* divisors;       ///< [head_dim]: of layouts with magnitudes
-  const Storage* magnitudes;             ///< [head_dim]: likewise
+  const float* divisors;      ///< [2, head_dim]: of layouts with magnitudes, all `high`, then `low`
+  const Storage* magnitudes;  ///< [head_dim]: likewise
 
   __device__ __forceinline__ const Storage* row(int32_t token) const {
     return rows + places.offset(token);
@@ -197,7 +254,7 @@ struct value_coder {
       if constexpr (Exceptional) {
         share.divisor.high = to_float(tile.magnitudes[channel]);
       } else {
-        share.divisor = tile.divisors[channel];
+        share.divisor = {tile.divisors[channel], tile.divisors[tile.head_dim + channel]};
       }
     }
     return share;
@@ -428,11 +485,13 @@ __device__ __forceinline__ value_range token_range(const staged_tile<Storage, Ro
       for (int32_t i = 0; i < 4; ++i) {
         // Zeros, as long as all are finite.
         finite = add_zero_times<Storage>(pairs[i], finite);
-        const float4 divisors = *reinterpret_cast<const float4*>(tile.divisors + channel + 2 * i);
+        const float* divisors = tile.divisors + channel + 2 * i;
+        const float2 high = *reinterpret_cast<const float2*>(divisors);
+        const float2 low = *reinterpret_cast<const float2*>(divisors + tile.head_dim);
         const float left = first_of<Storage>(pairs[i]);
         const float right = second_of<Storage>(pairs[i]);
-        const float a = Coder::normalize(left, {divisors.x, divisors.y});
-        const float b = Coder::normalize(right, {divisors.z, divisors.w});
+        const float a = Coder::normalize(left, {high.x, low.x});
+        const float b = Coder::normalize(right, {high.y, low.y});
         lowest = fminf(lowest, fminf(a, b));
         highest = fmaxf(highest, fmaxf(a, b));
         exceptional =
@@ -552,7 +611,8 @@ __device__ void encode_staged_side(const staged_tile<Storage, Rows>& tile, uint3
 // --- what a segment's statistics come to, and what a warp works in
 // --------------------------------
 
-/// What codes need of one side of a head, in float. [3, head_dim]
+/// What codes need of one side of a head, in float. [3, head_dim]; the divisors are two rows of
+/// floats instead of pairs.
 enum side_scales : int32_t { salient_scales, regular_scales, side_divisors, side_scales_count };
 
 /// Writes what the record keeps of one channel of one side, and what its codes need of that.
@@ -584,7 +644,9 @@ __device__ void save_channel(const channel_statistics& statistics, int32_t chann
   }
   if constexpr (needed::largest) {
     const channel_divisor divisor = divisor_of(to_float(magnitudes[channel]));
-    scales[side_divisors * head_dim + channel] = make_float2(divisor.high, divisor.low);
+    auto* divisors = reinterpret_cast<float*>(scales + side_divisors * head_dim);
+    divisors[channel] = divisor.high;
+    divisors[head_dim + channel] = divisor.low;
   }
 }
 
@@ -598,7 +660,7 @@ __device__ void encode_staged_class(const record_view<Policies, Storage>& record
   const int32_t head_dim = HeadDim == 0 ? tile.head_dim : HeadDim;
   constexpr int32_t which = Class == token_class::salient ? salient_scales : regular_scales;
   tile.segment_scales = reinterpret_cast<const quantize_scale*>(scales + which * head_dim);
-  tile.divisors = reinterpret_cast<const channel_divisor*>(scales + side_divisors * head_dim);
+  tile.divisors = reinterpret_cast<const float*>(scales + side_divisors * head_dim);
   if constexpr (Keys) {
     tile.magnitudes = record.key_magnitudes();
     encode_staged_side<true, typename layout::key_granularity, layout::key_bits, HeadDim>(

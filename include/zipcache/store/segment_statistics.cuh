@@ -280,6 +280,7 @@ __device__ __forceinline__ void run_chunk(const store_arguments<Policies, Storag
                  : "memory");
   }
   if (__shfl_sync(whole_warp, num_before, 0) != given.chunks - 1) return;
+  __syncwarp();  // what the first lane acquired is there for all of them
   bool regular = __ldcg(given.non_finite + unit) == 0;
   if constexpr (sides::of_keys) {
     if (keys) {

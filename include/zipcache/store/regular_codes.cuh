@@ -13,7 +13,7 @@
 
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/quantize/compact_pairs.hpp>
-#include <zipcache/store/tile_encoder.cuh>
+#include <zipcache/store/pair_arithmetic.cuh>
 
 namespace zipcache::detail {
 
@@ -121,7 +121,7 @@ struct quotient_codes<4> {
   }
 };
 
-/// 2 bits: zero may lie half way between two codes, so the quotient is that of tile_encoder.cuh.
+/// 2 bits: zero may lie half way between two codes, so the quotient is that of pair_arithmetic.cuh.
 /// Quotients of bfloat16 for which it underflows are below 2^-100, too small to move a position.
 template <>
 struct quotient_codes<2> {

@@ -10,6 +10,7 @@
 
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/quantize/compact_pairs.hpp>
+#include <zipcache/store/pair_arithmetic.cuh>
 #include <zipcache/store/regular_codes.cuh>
 #include <zipcache/store/tile_encoder.cuh>
 

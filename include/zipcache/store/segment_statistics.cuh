@@ -9,6 +9,7 @@
 
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/detail/warp.cuh>
+#include <zipcache/store/pair_arithmetic.cuh>
 #include <zipcache/store/regular_codes.cuh>
 #include <zipcache/store/store_arguments.cuh>
 #include <zipcache/store/tile_encoder.cuh>

@@ -26,28 +26,50 @@ constexpr const char* attend_kernel_name() {
 
 namespace detail {
 
-/// A kernel with the shared memory it needs, ready to be launched.
+/// Query heads that the blocks on a multiprocessor serve at most, with any kernel.
+inline constexpr int32_t most_resident_heads = 32;
+
+/// A kernel with what its launch needs.
 template <class Policies, class Storage>
 struct attend_kernel {
   void (*function)(device_layer<Policies, Storage>, attend_batch<Storage>, attend_division,
                    attend_workspace);
   size_t shared_bytes;
+  int32_t blocks_per_multiprocessor;
+  int32_t heads;  ///< query heads of a KV head that a block serves
 };
 
+template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>
+attend_kernel<Policies, Storage> make_tensor_core_kernel(size_t prefix_bytes) {
+  static_assert(attend_tuning<HeadDim, Sets>::blocks_per_multiprocessor * Sets * set_heads <=
+                most_resident_heads);
+  return {attend_tensor_core_kernel<Policies, Storage, HeadDim, Sets>,
+          sizeof(attend_shared<Policies, Storage, HeadDim, Sets>) + prefix_bytes,
+          attend_tuning<HeadDim, Sets>::blocks_per_multiprocessor, Sets * set_heads};
+}
 template <class Policies, class Storage, int32_t HeadDim, bool General>
-attend_kernel<Policies, Storage> make_attend_kernel(int32_t num_items) {
+attend_kernel<Policies, Storage> make_attend_kernel(int32_t num_items, int32_t group) {
   const size_t prefix_bytes = (static_cast<size_t>(num_items) + 1) * sizeof(uint32_t);
   if constexpr (uses_tensor_cores<Policies> && !General) {
-    return {attend_tensor_core_kernel<Policies, Storage, HeadDim>,
-            sizeof(attend_shared<Policies, Storage, HeadDim>) + prefix_bytes};
+    if constexpr (fits_two_sets<HeadDim>) {
+      if (group > set_heads)
+        return make_tensor_core_kernel<Policies, Storage, HeadDim, 2>(prefix_bytes);
+    }
+    return make_tensor_core_kernel<Policies, Storage, HeadDim, 1>(prefix_bytes);
   } else {
+    static_assert(most_attend_blocks * general_heads <= most_resident_heads);
     return {attend_general_kernel<Policies, Storage, HeadDim>,
-            round_up<size_t>(sizeof(general_shared<HeadDim>), 16) + prefix_bytes};
+            round_up<size_t>(sizeof(general_shared<HeadDim>), 16) + prefix_bytes,
+            most_attend_blocks, general_heads};
   }
 }
 
-/// Blocks that a GPU may run at most; the workspace has room for their partial states.
-inline int32_t attend_max_blocks() { return num_multiprocessors() * most_attend_blocks; }
+/// Bytes of partial states, for whichever kernel.
+inline size_t attend_partial_bytes(int32_t head_dim) {
+  return round_up<size_t>(static_cast<size_t>(num_multiprocessors()) * 2 * most_resident_heads *
+                              (static_cast<size_t>(head_dim) + 2) * sizeof(float),
+                          256);
+}
 
 }  // namespace detail
 
@@ -55,13 +77,10 @@ inline int32_t attend_max_blocks() { return num_multiprocessors() * most_attend_
 /// The workspace must be zero before its first use and belongs to one stream.
 template <class Policies, class Storage>
 size_t attend_workspace_bytes(const device_layer<Policies, Storage>& layer, int32_t max_items) {
-  const size_t partials = static_cast<size_t>(detail::attend_max_blocks()) * 2 *
-                          detail::pass_heads * (static_cast<size_t>(layer.head_dim) + 2) *
-                          sizeof(float);
-  const size_t passes = static_cast<size_t>(ceil_div(layer.group(), detail::pass_heads));
-  return round_up<size_t>(partials, 256) + static_cast<size_t>(max_items) *
-                                               static_cast<size_t>(layer.num_kv_heads) * passes *
-                                               sizeof(uint32_t);
+  const size_t passes = static_cast<size_t>(ceil_div(layer.group(), detail::set_heads));
+  return detail::attend_partial_bytes(layer.head_dim) +
+         static_cast<size_t>(max_items) * static_cast<size_t>(layer.num_kv_heads) * passes *
+             sizeof(uint32_t);
 }
 
 /// @brief Attention of every item over all tokens of its sequence.
@@ -90,13 +109,10 @@ void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
         ("at least " + std::to_string(attend_workspace_bytes(layer, batch.num_items))).c_str());
   }
   detail::check_no_earlier_error();
-  const int32_t max_blocks = detail::attend_max_blocks();
-  const size_t partials = static_cast<size_t>(max_blocks) * 2 * detail::pass_heads *
-                          (static_cast<size_t>(layer.head_dim) + 2) * sizeof(float);
   const detail::attend_workspace parts{
       static_cast<float*>(workspace),
       reinterpret_cast<uint32_t*>(static_cast<std::byte*>(workspace) +
-                                  round_up<size_t>(partials, 256))};
+                                  detail::attend_partial_bytes(layer.head_dim))};
   detail::dispatch_head_dim(layer.head_dim, [&]<int32_t HeadDim>() {
     for (int32_t first = 0; first < batch.num_items; first += detail::attend_max_items) {
       attend_batch<Storage> part = batch;
@@ -107,16 +123,15 @@ void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
       part.q += row_size * layer.head_dim;
       part.out += row_size * layer.head_dim;
       part.lse = batch.lse == nullptr ? nullptr : batch.lse + row_size;
-      const auto kernel =
-          detail::make_attend_kernel<Policies, Storage, HeadDim, General>(part.num_items);
+      const auto kernel = detail::make_attend_kernel<Policies, Storage, HeadDim, General>(
+          part.num_items, layer.group());
       detail::check_cuda(
           "cudaFuncSetAttribute",
           cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(kernel.shared_bytes)));
-      const int32_t blocks = max_blocks / detail::most_attend_blocks *
-                             detail::attend_tuning<HeadDim>::blocks_per_multiprocessor;
+      const int32_t blocks = detail::num_multiprocessors() * kernel.blocks_per_multiprocessor;
       const auto division = detail::attend_division::make(
-          part.num_items * layer.num_kv_heads, blocks, ceil_div(layer.group(), detail::pass_heads));
+          part.num_items * layer.num_kv_heads, blocks, ceil_div(layer.group(), kernel.heads));
       detail::launch_closely("the attend kernel", kernel.function, static_cast<unsigned>(blocks),
                              detail::attend_threads, kernel.shared_bytes, backend.stream, layer,
                              part, division, parts);

@@ -13,12 +13,15 @@
 
 namespace zipcache::detail {
 
+/// Query heads that a pass of this kernel serves.
+inline constexpr int32_t general_heads = 4;
+
 template <int32_t HeadDim>
 struct general_shared {
-  float q[pass_heads][HeadDim];
-  float weights[attend_warps][pass_heads][tile_tokens];
-  float out[attend_warps][pass_heads][HeadDim];
-  block_states<pass_heads> states;
+  float q[general_heads][HeadDim];
+  float weights[attend_warps][general_heads][tile_tokens];
+  float out[attend_warps][general_heads][HeadDim];
+  block_states<general_heads> states;
   attend_tasks tasks;
   uint32_t arrival;
 };
@@ -136,21 +139,21 @@ class general_worker {
 
   template <class Keys, class Values, class IsValid>
   __device__ void attend_tile(const Keys& keys, const Values& values, IsValid&& is_valid) {
-    float scores[pass_heads] = {};
+    float scores[general_heads] = {};
     if (is_valid(lane_)) {
       for (int32_t channel = 0; channel < HeadDim; ++channel) {
         const float key = keys(HeadDim, lane_, channel);
 #pragma unroll
-        for (int32_t head = 0; head < pass_heads; ++head)
+        for (int32_t head = 0; head < general_heads; ++head)
           scores[head] = fmaf(shared_.q[head][channel], key, scores[head]);
       }
     } else {
 #pragma unroll
-      for (int32_t head = 0; head < pass_heads; ++head) scores[head] = -INFINITY;
+      for (int32_t head = 0; head < general_heads; ++head) scores[head] = -INFINITY;
     }
     __syncwarp();
 #pragma unroll
-    for (int32_t head = 0; head < pass_heads; ++head) {
+    for (int32_t head = 0; head < general_heads; ++head) {
       float tile_maximum = scores[head];
       for (int32_t lanes = 1; lanes < 32; lanes *= 2)
         tile_maximum = fmaxf(tile_maximum, __shfl_xor_sync(whole_warp, tile_maximum, lanes));
@@ -174,7 +177,7 @@ class general_worker {
         if (channel >= HeadDim) continue;
         const float value = values(HeadDim, token, channel);
 #pragma unroll
-        for (int32_t head = 0; head < pass_heads; ++head)
+        for (int32_t head = 0; head < general_heads; ++head)
           out_[head][round] = fmaf(shared_.weights[warp_][head][token], value, out_[head][round]);
       }
     }
@@ -182,7 +185,7 @@ class general_worker {
 
   __device__ void publish() {
 #pragma unroll
-    for (int32_t head = 0; head < pass_heads; ++head) {
+    for (int32_t head = 0; head < general_heads; ++head) {
       float sum = sum_[head];
       for (int32_t lanes = 1; lanes < 32; lanes *= 2)
         sum += __shfl_xor_sync(whole_warp, sum, lanes);
@@ -207,9 +210,9 @@ class general_worker {
   int32_t visible_window_;
   int32_t warp_;
   int32_t lane_;
-  float maximum_[pass_heads] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-  float sum_[pass_heads] = {};
-  float out_[pass_heads][rounds] = {};
+  float maximum_[general_heads] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+  float sum_[general_heads] = {};
+  float out_[general_heads][rounds] = {};
 };
 
 /// Decode attention of a batch over all cached tokens.
@@ -235,10 +238,10 @@ static __global__ void __launch_bounds__(attend_threads)
     const sequence_counts& count = shared.tasks.count;
     const int32_t sequence = piece.sequence;
     const Storage* rows = batch.q + (static_cast<int64_t>(piece.item) * layer.num_qo_heads +
-                                     piece.head * group + pass * pass_heads) *
+                                     piece.head * group + pass * general_heads) *
                                         HeadDim;
-    const int32_t heads = least(pass_heads, group - pass * pass_heads);
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < pass_heads * HeadDim;
+    const int32_t heads = least(general_heads, group - pass * general_heads);
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < general_heads * HeadDim;
          i += attend_threads) {
       shared.q[i / HeadDim][i % HeadDim] =
           i < heads * HeadDim ? to_float(rows[i]) * (layer.sm_scale * log2_e) : 0.0f;
@@ -250,7 +253,7 @@ static __global__ void __launch_bounds__(attend_threads)
                                                       visible_window);
     worker.run();
     finish_piece<HeadDim>(
-        layer, batch, workspace, piece, shared.states,
+        layer, batch, workspace, piece, count, shared.states,
         [&](int32_t warp) { return &shared.out[warp][0][0]; }, passes, &shared.arrival);
   });
 }

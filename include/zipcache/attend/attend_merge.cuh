@@ -30,19 +30,26 @@ struct attend_workspace {
   uint32_t* arrivals;
 };
 
-/// Where the query of an item is kept if it is a probe of the interval that its sequence is
-/// filling; -1 otherwise.
+/// Which row of the interval that its sequence is filling the query of a piece's item is, if not
+/// negative.
+template <class Policies, class Storage>
+__device__ inline int32_t interval_row(const device_layer<Policies, Storage>& layer,
+                                       const attend_batch<Storage>& batch,
+                                       const attend_piece& piece, const sequence_counts& count) {
+  const int32_t hidden = batch.hidden != nullptr ? batch.hidden[piece.item] : 0;
+  return count.window - 1 - hidden - layer.recent;
+}
+
+/// Where that query is kept if it is a probe of the interval; -1 otherwise.
 template <class Policies, class Storage>
 __device__ inline int32_t kept_slot(const device_layer<Policies, Storage>& layer,
-                                    const attend_batch<Storage>& batch, int32_t item) {
+                                    const attend_batch<Storage>& batch, const attend_piece& piece,
+                                    const sequence_counts& count) {
   if constexpr (!Policies::needs_probes) return -1;
   if (layer.probes.planned == nullptr) return -1;
-  const int32_t sequence = batch.sequences[item];
-  const sequence_counts count = layer.counts[sequence];
-  const int32_t hidden = batch.hidden != nullptr ? batch.hidden[item] : 0;
-  const int32_t row = count.window - 1 - hidden - layer.recent;
+  const int32_t row = interval_row(layer, batch, piece, count);
   if (row < 0 || row >= layer.interval || count.intervals >= layer.probes.max_intervals) return -1;
-  const uint32_t* planned = layer.probes.planned_of(sequence, count.intervals);
+  const uint32_t* planned = layer.probes.planned_of(piece.sequence, count.intervals);
   if ((planned[row / 32] >> (row % 32) & 1u) == 0) return -1;
   int32_t slot = __popc(planned[row / 32] & ((1u << (row % 32)) - 1u));
   for (int32_t word = 0; word < row / 32; ++word) slot += __popc(planned[word]);
@@ -88,12 +95,14 @@ struct head_state {
 };
 
 /// What becomes of a finished (item, head): output, log-sum-exp, and the query if it is a probe.
-/// One warp.
+/// What that needs of lengths is at hand: at the end of a launch every load is waited for. One
+/// warp.
 template <int32_t HeadDim, class Policies, class Storage>
 __device__ void write_output(const device_layer<Policies, Storage>& layer,
-                             const attend_batch<Storage>& batch, int32_t item, int32_t qo_head,
-                             const head_state<HeadDim>& state, int32_t kept) {
-  const int64_t row = static_cast<int64_t>(item) * layer.num_qo_heads + qo_head;
+                             const attend_batch<Storage>& batch, const attend_piece& piece,
+                             const sequence_counts& count, int32_t qo_head,
+                             const head_state<HeadDim>& state) {
+  const int64_t row = static_cast<int64_t>(piece.item) * layer.num_qo_heads + qo_head;
   const bool some = state.sum > 0.0f;
   const float inverse = some ? 1.0f / state.sum : 0.0f;
   const float lse = some ? (state.maximum + log2f(state.sum)) * ln_2 : -INFINITY;
@@ -103,10 +112,10 @@ __device__ void write_output(const device_layer<Policies, Storage>& layer,
   });
   const bool first_lane = threadIdx.x % 32 == 0;
   if (first_lane && batch.lse != nullptr) batch.lse[row] = lse;
+  const int32_t kept = kept_slot(layer, batch, piece, count);
   if (kept < 0) return;
-  const int32_t sequence = batch.sequences[item];
   const int64_t kept_row =
-      (static_cast<int64_t>(sequence) * layer.probes.max_kept + kept) * layer.num_qo_heads +
+      (static_cast<int64_t>(piece.sequence) * layer.probes.max_kept + kept) * layer.num_qo_heads +
       qo_head;
   state.for_each_channel([&](int32_t, int32_t channel) {
     layer.probes.q[kept_row * HeadDim + channel] = batch.q[row * HeadDim + channel];
@@ -114,9 +123,9 @@ __device__ void write_output(const device_layer<Policies, Storage>& layer,
   if (!first_lane) return;
   layer.probes.lse[kept_row] = lse;
   if (qo_head != 0) return;
-  const int32_t hidden = batch.hidden != nullptr ? batch.hidden[item] : 0;
-  const int32_t interval_row = layer.counts[sequence].window - 1 - hidden - layer.recent;
-  atomicOr(layer.probes.recorded_of(sequence) + interval_row / 32, 1u << (interval_row % 32));
+  const int32_t row_of_interval = interval_row(layer, batch, piece, count);
+  atomicOr(layer.probes.recorded_of(piece.sequence) + row_of_interval / 32,
+           1u << (row_of_interval % 32));
 }
 
 /// A block's share of one (item, head, pass) in shared memory, by warp: states [warps, heads], out
@@ -229,29 +238,39 @@ __device__ head_state<HeadDim> merge_teams(const partial_states<Heads, HeadDim>&
 
 /// Hands the block's merged state on: to the output if its team has the whole (item, head), else to
 /// the workspace, and if all other teams' parts are there already, merges them in order. A warp
-/// works on a query head.
+/// works on every so manieth query head.
 template <int32_t HeadDim, int32_t Heads, class Policies, class Storage, class OutOf>
 __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
                              const attend_batch<Storage>& batch, const attend_workspace& workspace,
-                             const attend_piece& piece, const block_states<Heads>& states,
-                             const OutOf& out_of, int32_t passes, uint32_t* arrival) {
-  static_assert(Heads <= attend_warps, "zipcache: a warp merges one head");
+                             const attend_piece& piece, const sequence_counts& count,
+                             const block_states<Heads>& states, const OutOf& out_of, int32_t passes,
+                             uint32_t* arrival) {
   const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
   const auto team = blockIdx.x / static_cast<uint32_t>(passes);
   const int32_t group = layer.group();
-  const int32_t head = thread_of_block() / 32;
-  const bool has_head = head < least(Heads, group - pass * Heads);
-  head_state<HeadDim> merged;
-  if (has_head) merged = merge_warps<HeadDim>(states, out_of, head);
+  const int32_t heads = least(Heads, group - pass * Heads);
+  constexpr int32_t rounds = ceil_div(Heads, attend_warps);
+  head_state<HeadDim> merged[rounds];
+  // The warp's heads that there are, by round.
+  const auto for_each_head = [&](const auto& visit) {
+#pragma unroll
+    for (int32_t round = 0; round < rounds; ++round) {
+      const int32_t head = thread_of_block() / 32 + round * attend_warps;
+      if (head < heads) visit(head, merged[round]);
+    }
+  };
+  for_each_head([&](int32_t head, head_state<HeadDim>& state) {
+    state = merge_warps<HeadDim>(states, out_of, head);
+  });
   if (!piece.is_whole()) {
     const partial_states<Heads, HeadDim> parts(workspace.partials, pass, passes);
-    if (has_head) {
-      float* part = parts.of(team, !piece.begins);
+    float* const part = parts.of(team, !piece.begins);
+    for_each_head([&](int32_t head, const head_state<HeadDim>& state) {
       float* values = parts.values(part, head);
-      merged.for_each_channel(
-          [&](int32_t round, int32_t channel) { values[channel] = merged.values[round]; });
-      *reinterpret_cast<float2*>(parts.softmax(part, head)) = {merged.maximum, merged.sum};
-    }
+      state.for_each_channel(
+          [&](int32_t round, int32_t channel) { values[channel] = state.values[round]; });
+      *reinterpret_cast<float2*>(parts.softmax(part, head)) = {state.maximum, state.sum};
+    });
     uint32_t* const counter =
         workspace.arrivals +
         (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + pass;
@@ -260,12 +279,13 @@ __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
     __syncthreads();
     if (*arrival != piece.last_team - piece.first_team) return;
     if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
-    if (has_head) merged = merge_teams(parts, piece.first_team, piece.last_team, head);
+    for_each_head([&](int32_t head, head_state<HeadDim>& state) {
+      state = merge_teams(parts, piece.first_team, piece.last_team, head);
+    });
   }
-  if (has_head) {
-    write_output(layer, batch, piece.item, piece.head * group + pass * Heads + head, merged,
-                 kept_slot(layer, batch, piece.item));
-  }
+  for_each_head([&](int32_t head, const head_state<HeadDim>& state) {
+    write_output(layer, batch, piece, count, piece.head * group + pass * Heads + head, state);
+  });
 }
 
 }  // namespace detail

@@ -80,9 +80,11 @@ struct attend_piece {
 
 /// Units that an (item, head) has on the line beside its tiles where lengths differ, for what
 /// beginning with it takes. Without them the block that gets all the short sequences comes last.
+/// (19 sequences of 100 to 131072 tokens on an H200: 119 us with two of 16 KiB, 107 with four, 109
+/// with eight.)
 template <class Policies, class Storage>
 __device__ inline uint32_t begin_units(const device_layer<Policies, Storage>& layer) {
-  return 2 * static_cast<uint32_t>(units_of_16_kib(layer));
+  return 4 * static_cast<uint32_t>(units_of_16_kib(layer));
 }
 
 /// The line of all units and how teams share it; a team is a block for each pass over the query

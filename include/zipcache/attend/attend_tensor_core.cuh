@@ -37,18 +37,25 @@ template <class Policies>
 inline constexpr bool uses_tensor_cores = tensor_core_class<Policies, token_class::salient>&&
     tensor_core_class<Policies, token_class::regular>;
 
-/// Numbers of the kernel for one head dimension.
-template <int32_t HeadDim>
+/// Numbers of the kernel for one head dimension and sets of query heads.
+template <int32_t HeadDim, int32_t Sets>
 struct attend_tuning {
-  static constexpr int32_t blocks_per_multiprocessor = HeadDim > 160 ? 2 : 4;  // by registers
+  static constexpr int32_t channels = HeadDim * Sets;   // of output that a lane has a share of
+  static constexpr int32_t blocks_per_multiprocessor =  // by registers
+      HeadDim > 160 ? 2 : (channels > 160 ? 3 : 4);
   static constexpr int32_t stages = 3;      // tiles in a warp's ring
   static constexpr int32_t own_stages = 2;  // beside what a warp keeps
   static constexpr int32_t slots = stages + own_stages;
 };
 inline constexpr int32_t most_attend_blocks = 4;
 
-template <class Policies, class Storage, int32_t HeadDim>
+/// Whether a pass can serve two sets of query heads: where registers hold their output.
+template <int32_t HeadDim>
+inline constexpr bool fits_two_sets = HeadDim <= 128;
+
+template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>
 struct attend_shared {
+  static constexpr int32_t heads = Sets * set_heads;
   using salient = tile_record<Policies, token_class::salient>;
   using regular = tile_record<Policies, token_class::regular>;
   template <class Tile>
@@ -57,7 +64,7 @@ struct attend_shared {
     if (!has_pairs(Tile::key_bits)) return {0, 0};
     return {Tile::code_bytes(HeadDim), Tile::pair_bytes(HeadDim)};
   }
-  using tuning = attend_tuning<HeadDim>;
+  using tuning = attend_tuning<HeadDim, Sets>;
   static constexpr tile_size salient_copy = ring_tile_size<salient>();
   static constexpr tile_size regular_copy = ring_tile_size<regular>();
   /// Bulk copies are fast to and from multiples of 128.
@@ -68,8 +75,8 @@ struct attend_shared {
   /// segments, and the queries for the segment and class that it works on. It takes the place of
   /// the ring's last slots.
   struct kept_state {
-    float out[pass_heads][HeadDim];
-    folded_query<HeadDim> folded;
+    float out[heads][HeadDim];
+    folded_query<HeadDim, Sets> folded;
   };
   union warp_memory {
     std::byte ring[tuning::stages][slot_bytes];
@@ -81,15 +88,15 @@ struct attend_shared {
   };
 
   alignas(128) warp_memory warps[attend_warps];
-  pass_queries<Storage, HeadDim> queries;
+  pass_queries<Storage, HeadDim, heads> queries;
   alignas(16) Storage value_magnitudes[HeadDim];  // of the prompt's segment
   union {
-    folded_query<HeadDim> folded[num_token_classes];        // for the prompt's segment, used first
-    alignas(16) uint32_t row_query[HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
+    folded_query<HeadDim, Sets> folded[num_token_classes];  // for the prompt's segment, used first
+    alignas(16) uint32_t row_query[Sets][HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
   };
-  float row_scale[pass_heads];
-  float inverse_row_scale[pass_heads];
-  block_states<pass_heads> states;
+  float row_scale[heads];
+  float inverse_row_scale[heads];
+  block_states<heads> states;
   ring_slot slots[attend_warps][tuning::slots];
   attend_tasks tasks;
   uint32_t arrival;
@@ -126,11 +133,13 @@ struct ring_place {
 };
 
 /// One warp's view of a piece of work.
-template <class Policies, class Storage, int32_t HeadDim>
+template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>
 class piece_worker {
  public:
-  using shared_memory = attend_shared<Policies, Storage, HeadDim>;
-  using tuning = attend_tuning<HeadDim>;
+  using shared_memory = attend_shared<Policies, Storage, HeadDim, Sets>;
+  using tuning = attend_tuning<HeadDim, Sets>;
+  using softmax = lane_state<HeadDim, Sets>;
+  static constexpr int32_t pass_heads = shared_memory::heads;
   template <bool Own>
   using list = tile_list<Policies, Storage, HeadDim, Own>;
   template <bool Own>
@@ -197,7 +206,7 @@ class piece_worker {
       for (int32_t unit = first; unit < piece_.last; unit += attend_warps)
         attend_row_tile(unit - rows_begin);
       if (has_row_class || first < piece_.last)
-        fold([](int32_t, int32_t, float sum) { return sum; });
+        fold([](int32_t, int32_t, int32_t, float sum) { return sum; });
     }
     publish();
   }
@@ -252,34 +261,40 @@ class piece_worker {
 
   /// The queries as (high, low) halves, for 16-bit tiles. Whole block.
   __device__ void prepare_row_queries() {
-    if (warp_ < pass_heads) {
+    for (int32_t head = warp_; head < pass_heads; head += attend_warps) {
       float largest = 0.0f;
       for (int32_t channel = lane_; channel < HeadDim; channel += 32)
-        largest = fmaxf(largest, fabsf(query(warp_, channel)));
+        largest = fmaxf(largest, fabsf(query(head, channel)));
       for (int32_t lanes = 1; lanes < 32; lanes *= 2)
         largest = fmaxf(largest, __shfl_xor_sync(whole_warp, largest, lanes));
       // A power of two, so that scaling loses nothing.
       const float scale =
           largest > 0.0f ? fmaxf(float_of(bits_of(largest) & 0x7f800000u), 1.17549435e-38f) : 1.0f;
       if (lane_ == 0) {
-        shared_.row_scale[warp_] = scale;
-        shared_.inverse_row_scale[warp_] = 1.0f / scale;
+        shared_.row_scale[head] = scale;
+        shared_.inverse_row_scale[head] = 1.0f / scale;
       }
     }
     __syncthreads();
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < blocks * 2 * 32; i += attend_threads) {
+    constexpr int32_t words = blocks * 2 * 32;  // of a set
+    for (int32_t index = static_cast<int32_t>(threadIdx.x); index < Sets * words;
+         index += attend_threads) {
+      const int32_t set = index / words;
+      const int32_t i = index % words;
       // Operand B: word (block, r) of lane 4 * g + t holds channels 16 * block + 8 * r + 2 * t +
-      // {0, 1} of column g, which is the high (g even) or low (g odd) part of head g / 2.
+      // {0, 1} of column g, which is the high (g even) or low (g odd) part of head g / 2 of the
+      // set.
       const int32_t lane = i % 32;
       const int32_t column = lane / 4;
+      const int32_t head = set * set_heads + column / 2;
       const int32_t channel = i / 64 * 16 + i / 32 % 2 * 8 + lane % 4 * 2;
-      const float inverse = shared_.inverse_row_scale[column / 2];
+      const float inverse = shared_.inverse_row_scale[head];
       uint32_t word = 0;
       for (int32_t e = 0; e < 2; ++e) {
-        const uint32_t parts = split_in_halves<Storage>(query(column / 2, channel + e) * inverse);
+        const uint32_t parts = split_in_halves<Storage>(query(head, channel + e) * inverse);
         word |= (column % 2 == 0 ? parts & 0xffffu : parts >> 16) << (16 * e);
       }
-      shared_.row_query[i] = word;
+      shared_.row_query[set][i] = word;
     }
   }
 
@@ -393,12 +408,15 @@ class piece_worker {
     if constexpr (!Own) {
       folded_ = &shared_.folded[static_cast<int32_t>(mark.which())];
     } else {
-      folded_query<HeadDim>& folded = shared_.warps[warp_].kept.folded;
+      folded_query<HeadDim, Sets>& folded = shared_.warps[warp_].kept.folded;
       folded_ = &folded;
       __syncwarp();
-      fold_query<Policies>(folded, shared_.queries, query_scale(),
-                           layer_.record_of(sequence_, mark.segment(), piece_.head), mark.which(),
-                           lane_);
+#pragma unroll 1
+      for (int32_t set = 0; set < Sets; ++set) {
+        fold_query<Policies, 8>(folded, shared_.queries, query_scale(),
+                                layer_.record_of(sequence_, mark.segment(), piece_.head),
+                                mark.which(), set, 0, lane_);
+      }
       __syncwarp();
     }
   }
@@ -411,13 +429,17 @@ class piece_worker {
                           segment_record<Policies>::value_magnitudes_offset(HeadDim))
                     : shared_.value_magnitudes);
   }
-  /// The prompt's parameters into the queries, a warp for each class. Whole block.
+  /// The prompt's parameters into the queries: each warp has a class and four heads, or two where
+  /// there is one set. Whole block.
   __device__ void fold_prompt_queries() {
-    const auto which = static_cast<token_class>(warp_);
+    static_assert(attend_warps == 2 * num_token_classes);
+    const int32_t index = warp_ / 2;
+    const auto which = static_cast<token_class>(index);
     if ((which == token_class::salient && has_pairs(salient_bits)) ||
         (which == token_class::regular && has_pairs(regular_bits))) {
-      fold_query<Policies>(shared_.folded[warp_], shared_.queries, query_scale(),
-                           shared_.prompt_record(), which, lane_);
+      fold_query<Policies, Sets == 2 ? 8 : 16>(
+          shared_.folded[index], shared_.queries, query_scale(), shared_.prompt_record(), which,
+          Sets == 2 ? warp_ % 2 : 0, Sets == 2 ? 0 : warp_ % 2 * 2, lane_);
     }
   }
 
@@ -431,7 +453,9 @@ class piece_worker {
         for (int32_t i = 0; i < 4; ++i) {
           constexpr float unit = 1.0f;
           const float factor = output_factor<To>(block, i / 2) / output_factor<From>(block, i / 2);
-          if (factor != unit) state_.sums[block][i] *= factor;
+          if (factor == unit) continue;
+#pragma unroll
+          for (int32_t set = 0; set < Sets; ++set) state_.sums[set][block][i] *= factor;
         }
       }
     }
@@ -450,28 +474,28 @@ class piece_worker {
   /// One tile of codes in shared memory.
   template <token_class Class>
   __device__ __forceinline__ void attend_codes(const std::byte* codes, int32_t count,
-                                               const folded_query<HeadDim>& folded) {
+                                               const folded_query<HeadDim, Sets>& folded) {
     using tile = tile_record<Policies, Class>;
     const std::byte* const pairs = codes + tile::code_bytes(HeadDim);
     constexpr bool keys_by_token =
         Policies::key_quantizer_policy::granularity::axis == parameter_axis::token;
     const int32_t row = lane_ / 4;
-    int32_t sums[2][4];
+    int32_t sums[Sets][2][4];
     int32_t low[2][4];
     {
-      using operands = folded_query<HeadDim>;
-      uint32_t q[operands::quads * 4];
+      using operands = folded_query<HeadDim, Sets>;
+      uint32_t q[Sets][operands::quads * 4];
       uint32_t q_low[operands::quads * 4];
 #pragma unroll
       for (int32_t i = 0; i < operands::quads; ++i) {
-        split_words(folded.digits[i][lane_], q + 4 * i);
+#pragma unroll
+        for (int32_t set = 0; set < Sets; ++set)
+          split_words(folded.digits[set][i][lane_], q[set] + 4 * i);
         split_words(folded.low_digits[i][operands::low_lane(lane_)], q_low + 4 * i);
       }
       score_codes<tile::key_bits, HeadDim>(codes, lane_, q, q_low, sums, low);
     }
-    const float scale = folded.scale_and_bias[lane_ % 4].x;
-    const float bias = folded.scale_and_bias[lane_ % 4].y;
-    float scores[4];
+    float scores[Sets][4];
     const row_pairs<typename tile::value_granularity, tile::value_bits, Storage> value_pairs(
         pairs + tile::value_pairs_offset(HeadDim), row);
     const auto key_pairs = [&] {
@@ -482,16 +506,20 @@ class piece_worker {
     float mins[4];
 #pragma unroll
     for (int32_t octet = 0; octet < 4; ++octet) {
-      const int32_t upper =
-          sums[octet / 2][octet % 2 * 2] * 256 + sums[octet / 2][octet % 2 * 2 + 1];
-      const float dot = fmaf(static_cast<float>(low[octet / 2][octet % 2 * 2]), 1.0f / 256.0f,
-                             static_cast<float>(upper));
-      const float octet_scale = scale * (1.0f / score_factor<tile::key_bits>(octet));
-      if constexpr (keys_by_token) {
-        const float2 pair = key_pairs().of(octet);
-        scores[octet] = fmaf(dot * octet_scale, pair.x, pair.y * bias);
-      } else {
-        scores[octet] = fmaf(dot, octet_scale, bias);
+      const int32_t i = octet % 2 * 2;
+#pragma unroll
+      for (int32_t set = 0; set < Sets; ++set) {
+        const float2 scale_and_bias = folded.scale_and_bias[set * set_heads + lane_ % 4];
+        const int32_t upper = sums[set][octet / 2][i] * 256 + sums[set][octet / 2][i + 1];
+        const float dot = fmaf(static_cast<float>(low[octet / 2][i + set]), 1.0f / 256.0f,
+                               static_cast<float>(upper));
+        const float scale = scale_and_bias.x * (1.0f / score_factor<tile::key_bits>(octet));
+        if constexpr (keys_by_token) {
+          const float2 pair = key_pairs().of(octet);
+          scores[set][octet] = fmaf(dot * scale, pair.x, pair.y * scale_and_bias.y);
+        } else {
+          scores[set][octet] = fmaf(dot, scale, scale_and_bias.y);
+        }
       }
       const float2 pair = value_pairs.of(octet);
       steps[octet] = pair.x;
@@ -501,29 +529,37 @@ class piece_worker {
 #pragma unroll
       for (int32_t octet = 0; octet < 4; ++octet) {
         if (8 * octet + row < count) continue;
-        scores[octet] = -INFINITY;
+#pragma unroll
+        for (int32_t set = 0; set < Sets; ++set) scores[set][octet] = -INFINITY;
         steps[octet] = 0.0f;
         mins[octet] = 0.0f;
       }
     }
-    const float tile_maximum = fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3]));
-    const float tile_step = fmaxf(fmaxf(steps[0], steps[1]), fmaxf(steps[2], steps[3]));
-    const bool outside = tile_maximum > state_.maximum + lane_state<HeadDim>::margin ||
-                         tile_step * state_.value_scale > lane_state<HeadDim>::largest_scaled_step;
-    if (__any_sync(whole_warp, outside)) state_.adapt(tile_maximum, tile_step);
-    uint32_t weights[4];
+    float tile_maximum[Sets];
+#pragma unroll
+    for (int32_t set = 0; set < Sets; ++set) tile_maximum[set] = highest_of(scores[set]);
+    const float tile_step = highest_of(steps);
+    if (__any_sync(whole_warp, state_.is_outside(tile_maximum, tile_step)))
+      state_.adapt(tile_maximum, tile_step);
+    uint32_t weights[Sets][4];
 #pragma unroll
     for (int32_t octet = 0; octet < 4; ++octet) {
-      const float p = exp2_unit(scores[octet] - state_.maximum);
-      state_.sum += p;
-      state_.zero = fmaf(p, mins[octet], state_.zero);
-      weights[octet] =
-          transpose_8x8(split_in_halves<half>(p * (steps[octet] * state_.value_scale)));
+      const float scaled_step = steps[octet] * state_.value_scale;
+#pragma unroll
+      for (int32_t set = 0; set < Sets; ++set) {
+        const float p = exp2_unit(scores[set][octet] - state_.maximum[set]);
+        state_.sum[set] += p;
+        state_.zero[set] = fmaf(p, mins[octet], state_.zero[set]);
+        weights[set][octet] = transpose_8x8(split_in_halves<half>(p * scaled_step));
+      }
     }
     accumulate_codes<tile::value_bits, HeadDim>(codes + tile::value_codes_offset(HeadDim), lane_,
                                                 weights, state_.sums);
   }
 
+  __device__ __forceinline__ static float highest_of(const float (&x)[4]) {
+    return fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+  }
   __device__ __forceinline__ static void split_words(const uint4& four, uint32_t* words) {
     words[0] = four.x;
     words[1] = four.y;
@@ -585,26 +621,32 @@ class piece_worker {
   template <class IsValid>
   __device__ void attend_rows_tile(const Storage* tile, IsValid&& is_valid) {
     const int32_t row = lane_ / 4;
-    float sums[2][4];
+    float sums[Sets][2][4];
     score_rows<Storage, HeadDim>(tile, lane_, shared_.row_query, sums);
-    const float scale = shared_.row_scale[lane_ % 4];
-    float scores[4];
-    float tile_maximum = -INFINITY;
+    float scores[Sets][4];
+    float tile_maximum[Sets];
 #pragma unroll
-    for (int32_t octet = 0; octet < 4; ++octet) {
-      const float score =
-          (sums[octet / 2][octet % 2 * 2] + sums[octet / 2][octet % 2 * 2 + 1]) * scale;
-      scores[octet] = is_valid(8 * octet + row) ? score : -INFINITY;
-      tile_maximum = fmaxf(tile_maximum, scores[octet]);
+    for (int32_t set = 0; set < Sets; ++set) {
+      const float scale = shared_.row_scale[set * set_heads + lane_ % 4];
+#pragma unroll
+      for (int32_t octet = 0; octet < 4; ++octet) {
+        const float* const parts = sums[set][octet / 2] + octet % 2 * 2;
+        scores[set][octet] = is_valid(8 * octet + row) ? (parts[0] + parts[1]) * scale : -INFINITY;
+      }
+      tile_maximum[set] = highest_of(scores[set]);
     }
-    if (__any_sync(whole_warp, tile_maximum > state_.maximum + lane_state<HeadDim>::margin))
+    if (__any_sync(whole_warp, state_.is_outside(tile_maximum, 0.0f)))
       state_.adapt(tile_maximum, 0.0f);
-    uint32_t weights[4];
+    uint32_t weights[Sets][4];
 #pragma unroll
-    for (int32_t octet = 0; octet < 4; ++octet) {
-      const float p = scores[octet] > -INFINITY ? exp2_unit(scores[octet] - state_.maximum) : 0.0f;
-      state_.sum += p;
-      weights[octet] = transpose_8x8(split_in_halves<Storage>(p));
+    for (int32_t set = 0; set < Sets; ++set) {
+#pragma unroll
+      for (int32_t octet = 0; octet < 4; ++octet) {
+        const float score = scores[set][octet];
+        const float p = score > -INFINITY ? exp2_unit(score - state_.maximum[set]) : 0.0f;
+        state_.sum[set] += p;
+        weights[set][octet] = transpose_8x8(split_in_halves<Storage>(p));
+      }
     }
     uint32_t valid_pairs = 0;
 #pragma unroll
@@ -620,11 +662,13 @@ class piece_worker {
   /// tile may be under way to the slots in its place.
   __device__ void end_segment(const Storage* magnitudes) {
     constexpr int last_bits = has_pairs(regular_bits) ? regular_bits : salient_bits;
-    const float zero = sum_over_rows(state_.zero);
+    float zero[Sets];
+#pragma unroll
+    for (int32_t set = 0; set < Sets; ++set) zero[set] = sum_over_rows(state_.zero[set]);
     const float inverse = 16777216.0f / state_.value_scale;
-    fold([&](int32_t block, int32_t octet, float sum) {
+    fold([&](int32_t set, int32_t block, int32_t octet, float sum) {
       const float value =
-          fmaf(sum, inverse * (1.0f / output_factor<last_bits>(block, octet)), zero);
+          fmaf(sum, inverse * (1.0f / output_factor<last_bits>(block, octet)), zero[set]);
       return has_value_magnitudes ? value * to_float(magnitudes[block * 16 + octet * 8 + lane_ / 4])
                                   : value;
     });
@@ -637,29 +681,36 @@ class piece_worker {
 
   template <class Value>
   __device__ void fold(Value&& value_of) {
-    float* const out = shared_.warps[warp_].kept.out[lane_ % 4];
-    const bool first = !(state_.stored_maximum > -INFINITY);
-    const float kept = first ? 0.0f : exp2_unit(state_.stored_maximum - state_.maximum);
 #pragma unroll
-    for (int32_t block = 0; block < blocks; ++block) {
+    for (int32_t set = 0; set < Sets; ++set) {
+      float* const out = shared_.warps[warp_].kept.out[set * set_heads + lane_ % 4];
+      const float maximum = state_.maximum[set];
+      float& stored_maximum = state_.stored_maximum[set];
+      const bool first = !(stored_maximum > -INFINITY);
+      const float kept = first ? 0.0f : exp2_unit(stored_maximum - maximum);
 #pragma unroll
-      for (int32_t octet = 0; octet < 2; ++octet) {
-        float& target = out[block * 16 + octet * 8 + lane_ / 4];
-        const float value = value_of(
-            block, octet, state_.sums[block][2 * octet] + state_.sums[block][2 * octet + 1]);
-        target = first ? value : fmaf(target, kept, value);
+      for (int32_t block = 0; block < blocks; ++block) {
+#pragma unroll
+        for (int32_t octet = 0; octet < 2; ++octet) {
+          float& target = out[block * 16 + octet * 8 + lane_ / 4];
+          const float* const parts = state_.sums[set][block] + 2 * octet;
+          const float value = value_of(set, block, octet, parts[0] + parts[1]);
+          target = first ? value : fmaf(target, kept, value);
+        }
       }
+      stored_maximum = maximum;
     }
-    state_.stored_maximum = state_.maximum;
     state_.begin_segment();
   }
 
   /// The warp's maximum and sum; the output stands against the maximum.
   __device__ void publish() {
-    const float sum = sum_over_rows(state_.sum);
-    if (lane_ < pass_heads) {
-      shared_.states.maximum[warp_][lane_] = state_.maximum;
-      shared_.states.sum[warp_][lane_] = sum;
+#pragma unroll
+    for (int32_t set = 0; set < Sets; ++set) {
+      const float sum = sum_over_rows(state_.sum[set]);
+      if (lane_ >= set_heads) continue;
+      shared_.states.maximum[warp_][set * set_heads + lane_] = state_.maximum[set];
+      shared_.states.sum[warp_][set * set_heads + lane_] = sum;
     }
     __syncthreads();
   }
@@ -673,35 +724,35 @@ class piece_worker {
   int32_t warp_;
   int32_t lane_;
   int32_t pending_ = 0;  // tiles in the ring
-  const folded_query<HeadDim>* folded_ =
+  const folded_query<HeadDim, Sets>* folded_ =
       nullptr;  // of the class and segment that the sums belong to
   int32_t fetched_segment_ = -1;
   tile_mark at_;        // class and segment that the sums belong to
   place<false>& ring_;  // goes on from piece to piece
   place<true>& own_ring_;
-  lane_state<HeadDim> state_;
+  softmax state_;
 };
 
 /// Decode attention of a batch over all cached tokens.
 /// grid: any number of blocks; each has an equal stretch of the units (attend_schedule.cuh)
 /// warp: a share of the stretch's tiles, by itself; states meet in shared memory at the end of a
 /// (sequence, head)
-/// lane: query head lane % 4, tokens and channels lane / 4 + 8 * n
+/// lane: query head lane % 4 of each set, tokens and channels lane / 4 + 8 * n
 /// memory: attend_shared, and the prefix sums of the batch behind it
-template <class Policies, class Storage, int32_t HeadDim>
+template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>
 static __global__ void __launch_bounds__(attend_threads,
-                                         attend_tuning<HeadDim>::blocks_per_multiprocessor)
+                                         attend_tuning<HeadDim, Sets>::blocks_per_multiprocessor)
     attend_tensor_core_kernel(device_layer<Policies, Storage> layer, attend_batch<Storage> batch,
                               attend_division division, attend_workspace workspace) {
   extern __shared__ __align__(128) std::byte dynamic_memory[];
-  using shared_memory = attend_shared<Policies, Storage, HeadDim>;
-  using worker = piece_worker<Policies, Storage, HeadDim>;
+  using shared_memory = attend_shared<Policies, Storage, HeadDim, Sets>;
+  using worker = piece_worker<Policies, Storage, HeadDim, Sets>;
+  using tuning = attend_tuning<HeadDim, Sets>;
   shared_memory& shared = *reinterpret_cast<shared_memory*>(dynamic_memory);
   uint32_t* const prefix = reinterpret_cast<uint32_t*>(dynamic_memory + sizeof(shared_memory));
-  if (threadIdx.x < attend_warps * attend_tuning<HeadDim>::slots)
-    shared.slots[0][threadIdx.x].init();
-  ring_place<attend_tuning<HeadDim>, false> ring;
-  ring_place<attend_tuning<HeadDim>, true> own_ring;
+  if (threadIdx.x < attend_warps * tuning::slots) shared.slots[0][threadIdx.x].init();
+  ring_place<tuning, false> ring;
+  ring_place<tuning, true> own_ring;
   const auto pass = [&] { return static_cast<int32_t>(blockIdx.x % division.passes); };
   const auto fetch = [&](int32_t sequence, int32_t item, int32_t head) {
     worker::fetch(layer, batch, pass(), shared, sequence, item, head);
@@ -715,7 +766,7 @@ static __global__ void __launch_bounds__(attend_threads,
         if (!shared.tasks.all_equal) fetch(piece.sequence, piece.item, piece.head);
         worker(layer, batch, shared, ring, own_ring).run();
         finish_piece<HeadDim>(
-            layer, batch, workspace, piece, shared.states,
+            layer, batch, workspace, piece, shared.tasks.count, shared.states,
             [&](int32_t warp) { return shared.out_of(warp); },
             static_cast<int32_t>(division.passes), &shared.arrival);
       });

@@ -13,32 +13,37 @@
 
 namespace zipcache::detail {
 
-/// Query heads that a pass serves: with two digits each they fill the eight columns of the
-/// instruction.
-inline constexpr int32_t pass_heads = 4;
+/// Query heads of a set: with two digits each they fill the eight columns of the instruction. A
+/// pass serves one set or two.
+inline constexpr int32_t set_heads = 4;
 
-/// Four query heads folded with the key parameters of one class of one segment. Words of a lane are
-/// grouped by four, so that it reads its operands in 16-byte loads.
-template <int32_t HeadDim>
+/// The query heads of a pass folded with the key parameters of one class of one segment. Words of a
+/// lane are grouped by four, so that it reads its operands in 16-byte loads.
+template <int32_t HeadDim, int32_t Sets>
 struct folded_query {
+  static_assert(Sets == 1 || Sets == 2);
   static constexpr int32_t quads = (query_words<HeadDim> + 3) / 4;
-  uint4 digits[quads][32];
-  uint4 low_digits[quads][16];  // one lane's words for both columns of a head
-  float2 scale_and_bias[pass_heads];
+  uint4 digits[Sets][quads][32];
+  /// Of one set, a lane's words serve both columns of a head; two sets have a column each.
+  uint4 low_digits[quads][16 * Sets];
+  float2 scale_and_bias[Sets * set_heads];
 
-  __device__ uint32_t& digit_word(int32_t word, int32_t lane) {
-    return reinterpret_cast<uint32_t*>(&digits[word / 4][lane])[word % 4];
+  __device__ uint32_t& digit_word(int32_t set, int32_t word, int32_t lane) {
+    return reinterpret_cast<uint32_t*>(&digits[set][word / 4][lane])[word % 4];
   }
-  __device__ static int32_t low_lane(int32_t lane) { return lane / 8 * 4 + lane % 4; }
+  /// Where the low digits for a lane, 4 * column + t, stand.
+  __device__ static int32_t low_lane(int32_t lane) {
+    return Sets == 2 ? lane : lane / 8 * 4 + lane % 4;
+  }
   __device__ uint32_t& low_digit_word(int32_t word, int32_t lane) {
     return reinterpret_cast<uint32_t*>(&low_digits[word / 4][low_lane(lane)])[word % 4];
   }
 };
 
 /// The queries of a pass in shared memory.
-template <class Storage, int32_t HeadDim>
+template <class Storage, int32_t HeadDim, int32_t Heads>
 struct pass_queries {
-  alignas(16) Storage rows[pass_heads][HeadDim];
+  alignas(16) Storage rows[Heads][HeadDim];
 
   /// Four channels in base-2 units.
   __device__ __forceinline__ void load(int32_t head, int32_t channel, float scale,
@@ -59,17 +64,20 @@ __device__ __forceinline__ uint32_t gather_bytes(const uint32_t (&words)[4]) {
                      0x5410);
 }
 
-/// Folds one class's key parameters into the queries of a pass. One warp: eight lanes a head, each
-/// with every eighth quad of channels.
-template <class Policies, class Storage, int32_t HeadDim>
-__device__ void fold_query(folded_query<HeadDim>& target,
-                           const pass_queries<Storage, HeadDim>& queries, float query_scale,
-                           const std::byte* record, token_class which, int32_t lane) {
+/// Folds one class's key parameters into query heads of a set, from `first_head` on. One warp:
+/// `Lanes` lanes a head, 8 or 16, each with every so manieth quad of channels.
+template <class Policies, int32_t Lanes, class Storage, int32_t HeadDim, int32_t Sets>
+__device__ void fold_query(folded_query<HeadDim, Sets>& target,
+                           const pass_queries<Storage, HeadDim, Sets * set_heads>& queries,
+                           float query_scale, const std::byte* record, token_class which,
+                           int32_t set, int32_t first_head, int32_t lane) {
   using granularity = typename Policies::key_quantizer_policy::granularity;
   using records = segment_record<Policies>;
   constexpr int32_t quads = HeadDim / 4;
-  constexpr int32_t rounds = ceil_div(quads, 8);
-  const int32_t head = lane / 8;
+  constexpr int32_t rounds = ceil_div(quads, Lanes);
+  const int32_t part = lane % Lanes;
+  const int32_t head_of_set = first_head + lane / Lanes;
+  const int32_t head = set * set_heads + head_of_set;
   const auto* pairs = reinterpret_cast<const uint4*>(
       record + (which == token_class::salient
                     ? records::template key_pairs_offset<token_class::salient>(HeadDim)
@@ -81,10 +89,10 @@ __device__ void fold_query(folded_query<HeadDim>& target,
   float bias = 0.0f;
 #pragma unroll
   for (int32_t round = 0; round < rounds; ++round) {
-    const int32_t quad = round * 8 + lane % 8;
+    const int32_t quad = round * Lanes + part;
 #pragma unroll
     for (int32_t j = 0; j < 4; ++j) folded[round][j] = 0.0f;
-    if (quads % 8 != 0 && quad >= quads) continue;
+    if (quads % Lanes != 0 && quad >= quads) continue;
     queries.load(head, quad * 4, query_scale, folded[round]);
     if constexpr (granularity::axis == parameter_axis::channel) {
       const uint4 four = pairs[quad];
@@ -111,7 +119,7 @@ __device__ void fold_query(folded_query<HeadDim>& target,
     for (int32_t j = 0; j < 4; ++j) largest = fmaxf(largest, fabsf(folded[round][j]));
   }
 #pragma unroll
-  for (int32_t lanes = 1; lanes < 8; lanes *= 2) {
+  for (int32_t lanes = 1; lanes < Lanes; lanes *= 2) {
     largest = fmaxf(largest, __shfl_xor_sync(whole_warp, largest, lanes));
     bias += __shfl_xor_sync(whole_warp, bias, lanes);
   }
@@ -119,8 +127,8 @@ __device__ void fold_query(folded_query<HeadDim>& target,
   const float inverse = largest > 0.0f ? digits_range / largest : 0.0f;
 #pragma unroll
   for (int32_t round = 0; round < rounds; ++round) {
-    const int32_t quad = round * 8 + lane % 8;
-    if (quads % 8 != 0 && quad >= quads) continue;
+    const int32_t quad = round * Lanes + part;
+    if (quads % Lanes != 0 && quad >= quads) continue;
     // fixed = high * 2^16 + middle * 2^8 + low with signed digits: a digit is a byte of the number
     // once half a unit of every digit below it was added.
     uint32_t low[4];
@@ -134,17 +142,17 @@ __device__ void fold_query(folded_query<HeadDim>& target,
     }
     // Operand B: word `block` of lane 4 * g + t holds channels 16 * block + 4 * t .. + 3 of column
     // g.
-    const int32_t column = 2 * head * 4 + quad % 4;
-    target.digit_word(quad / 4, column) = gather_bytes<2>(high);
-    target.digit_word(quad / 4, column + 4) = gather_bytes<1>(middle);
-    target.low_digit_word(quad / 4, column) = gather_bytes<0>(low);
+    const int32_t column = 8 * head_of_set + quad % 4;
+    target.digit_word(set, quad / 4, column) = gather_bytes<2>(high);
+    target.digit_word(set, quad / 4, column + 4) = gather_bytes<1>(middle);
+    target.low_digit_word(quad / 4, column + 4 * set) = gather_bytes<0>(low);
   }
-  // The partner of a last block without one.
-  if (HeadDim / 16 % 2 == 1) {
-    target.digit_word(HeadDim / 16, lane) = 0;
-    target.low_digit_word(HeadDim / 16, lane) = 0;
+  // The partner of a last block without one: the head's two columns.
+  if (HeadDim / 16 % 2 == 1 && part < 8) {
+    target.digit_word(set, HeadDim / 16, 8 * head_of_set + part) = 0;
+    target.low_digit_word(HeadDim / 16, 8 * head_of_set + part) = 0;
   }
-  if (lane % 8 == 0) target.scale_and_bias[head] = {largest / digits_range * 256.0f, bias};
+  if (part == 0) target.scale_and_bias[head] = {largest / digits_range * 256.0f, bias};
 }
 
 }  // namespace zipcache::detail

@@ -10,8 +10,9 @@
 //           masked into the low bits of a half is a subnormal number, exactly code * 2^-24.
 // A field's place in the word leaves a factor that is constant for a row: 1, 16 (4 bits) or 1, 4,
 // 16, 64 (2 bits). For scores it goes into the scale of the token, for the output it is divided out
-// of the channel at the end. A lane is 4 * g + t; it works on query head t of the pass, tokens g, g
-// + 8, g + 16, g + 24, channels g and g + 8 of every block of 16.
+// of the channel at the end. A lane is 4 * g + t; it works on query head t of each set of four,
+// tokens g, g + 8, g + 16, g + 24, channels g and g + 8 of every block of 16. Two sets share what
+// is done to the codes, and their low digits the columns of one instruction.
 #pragma once
 
 #include <cstddef>
@@ -175,12 +176,14 @@ __host__ __device__ constexpr float output_factor(int32_t block, int32_t octet) 
 template <int32_t HeadDim>
 inline constexpr int32_t query_words = (HeadDim + 31) / 32 * 2;
 
-/// Integer scores of 32 tokens: sums[half][0, 1] are the sums of the high and middle digit of token
-/// 16 * half + g, [2, 3] of g + 8; low[half][0] and [2] are those of the low digit.
-template <int Bits, int32_t HeadDim>
-__device__ __forceinline__ void score_codes(const void* tile, int32_t lane, const uint32_t* q,
-                                            const uint32_t* q_low, int32_t (&sums)[2][4],
-                                            int32_t (&low)[2][4]) {
+/// Integer scores of 32 tokens: sums[set][half][0, 1] are the sums of the high and middle digit of
+/// token 16 * half + g, [2, 3] of g + 8; low[half][set] and [2 + set] are those of the low digit.
+/// q [sets][query_words], q_low [query_words].
+template <int Bits, int32_t HeadDim, int32_t Sets, int32_t Words>
+__device__ __forceinline__ void score_codes(const void* tile, int32_t lane,
+                                            const uint32_t (&q)[Sets][Words],
+                                            const uint32_t (&q_low)[Words],
+                                            int32_t (&sums)[Sets][2][4], int32_t (&low)[2][4]) {
   constexpr int32_t blocks = HeadDim / 16;
   constexpr int32_t lane_words = key_layout<Bits>::words_per_lane(HeadDim);
   uint32_t words[lane_words];
@@ -189,7 +192,8 @@ __device__ __forceinline__ void score_codes(const void* tile, int32_t lane, cons
   for (int32_t half_tile = 0; half_tile < 2; ++half_tile) {
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i) {
-      sums[half_tile][i] = 0;
+#pragma unroll
+      for (int32_t set = 0; set < Sets; ++set) sums[set][half_tile][i] = 0;
       low[half_tile][i] = 0;
     }
 #pragma unroll
@@ -216,18 +220,22 @@ __device__ __forceinline__ void score_codes(const void* tile, int32_t lane, cons
         a[2] = y & even;
         a[3] = y & odd;
       }
-      mma_bytes(sums[half_tile], a[0], a[1], a[2], a[3], q[2 * step], q[2 * step + 1]);
+#pragma unroll
+      for (int32_t set = 0; set < Sets; ++set) {
+        mma_bytes(sums[set][half_tile], a[0], a[1], a[2], a[3], q[set][2 * step],
+                  q[set][2 * step + 1]);
+      }
       mma_bytes(low[half_tile], a[0], a[1], a[2], a[3], q_low[2 * step], q_low[2 * step + 1]);
     }
   }
 }
 
-/// Adds codes times probabilities. p[octet] is the transposed (high, low) pair of 8 tokens: operand
-/// B. sums[block][0, 1]: high and low part of channel 16 * block + g, [2, 3] of g + 8.
-template <int Bits, int32_t HeadDim>
+/// Adds codes times probabilities. p[set][octet] is the transposed (high, low) pair of 8 tokens:
+/// operand B. sums[set][block][0, 1]: high and low part of channel 16 * block + g, [2, 3] of g + 8.
+template <int Bits, int32_t HeadDim, int32_t Sets>
 __device__ __forceinline__ void accumulate_codes(const void* tile, int32_t lane,
-                                                 const uint32_t (&p)[4],
-                                                 float (&sums)[HeadDim / 16][4]) {
+                                                 const uint32_t (&p)[Sets][4],
+                                                 float (&sums)[Sets][HeadDim / 16][4]) {
   constexpr int32_t blocks = HeadDim / 16;
   constexpr int32_t lane_words = value_layout<Bits>::words_per_lane(HeadDim);
   uint32_t words[lane_words];
@@ -239,8 +247,12 @@ __device__ __forceinline__ void accumulate_codes(const void* tile, int32_t lane,
       if constexpr (Bits == 4) {
         const uint32_t lower = words[block * 2 + half_tile];
         const uint32_t upper = lower >> 8;
-        mma_halves<half>(sums[block], lower & 0x000f000fu, lower & 0x00f000f0u, upper & 0x000f000fu,
-                         upper & 0x00f000f0u, p[2 * half_tile], p[2 * half_tile + 1]);
+#pragma unroll
+        for (int32_t set = 0; set < Sets; ++set) {
+          mma_halves<half>(sums[set][block], lower & 0x000f000fu, lower & 0x00f000f0u,
+                           upper & 0x000f000fu, upper & 0x00f000f0u, p[set][2 * half_tile],
+                           p[set][2 * half_tile + 1]);
+        }
       } else {
         static_assert(Bits == 2, "zipcache: tensor core output takes 2 or 4 bits");
         const bool paired = block < blocks / 2 * 2;
@@ -251,37 +263,47 @@ __device__ __forceinline__ void accumulate_codes(const void* tile, int32_t lane,
         const uint32_t upper = lower >> 8;
         const uint32_t first = block % 2 == 0 ? 0x00030003u : 0x00300030u;
         const uint32_t second = block % 2 == 0 ? 0x000c000cu : 0x00c000c0u;
-        mma_halves<half>(sums[block], lower & first, lower & second, upper & first, upper & second,
-                         p[2 * half_tile], p[2 * half_tile + 1]);
+#pragma unroll
+        for (int32_t set = 0; set < Sets; ++set) {
+          mma_halves<half>(sums[set][block], lower & first, lower & second, upper & first,
+                           upper & second, p[set][2 * half_tile], p[set][2 * half_tile + 1]);
+        }
       }
     }
   }
 }
 
-/// Scores of 32 tokens in 16 bits. q [head_dim / 16][2] words for each lane in shared memory:
-/// (high, low) halves of query head t. sums[half][0] + sums[half][1] is the score of token 16 *
-/// half + g, [2] + [3] of g + 8.
-template <class Storage, int32_t HeadDim>
-__device__ __forceinline__ void score_rows(const Storage* tile, int32_t lane, const uint32_t* q,
-                                           float (&sums)[2][4]) {
+/// Scores of 32 tokens in 16 bits. q [sets][head_dim / 16 * 2 * 32]: words for each lane in shared
+/// memory, (high, low) halves of query head t of the set. sums[set][half][0] + [1] is the score of
+/// token 16 * half + g, [2] + [3] of g + 8.
+template <class Storage, int32_t HeadDim, int32_t Sets>
+__device__ __forceinline__ void score_rows(const Storage* tile, int32_t lane,
+                                           const uint32_t (&q)[Sets][HeadDim / 16 * 2 * 32],
+                                           float (&sums)[Sets][2][4]) {
 #pragma unroll
   for (int32_t half_tile = 0; half_tile < 2; ++half_tile) {
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) sums[half_tile][i] = 0.0f;
+    for (int32_t set = 0; set < Sets; ++set) {
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) sums[set][half_tile][i] = 0.0f;
+    }
 #pragma unroll
     for (int32_t block = 0; block < HeadDim / 16; ++block) {
       const uint4 a =
           reinterpret_cast<const uint4*>(tile)[(half_tile * (HeadDim / 16) + block) * 32 + lane];
-      mma_halves<Storage>(sums[half_tile], a.x, a.y, a.z, a.w, q[(2 * block) * 32 + lane],
-                          q[(2 * block + 1) * 32 + lane]);
+#pragma unroll
+      for (int32_t set = 0; set < Sets; ++set) {
+        mma_halves<Storage>(sums[set][half_tile], a.x, a.y, a.z, a.w,
+                            q[set][(2 * block) * 32 + lane], q[set][(2 * block + 1) * 32 + lane]);
+      }
     }
   }
 }
 
-template <class Storage, int32_t HeadDim>
+template <class Storage, int32_t HeadDim, int32_t Sets>
 __device__ __forceinline__ void accumulate_rows(const Storage* tile, int32_t lane,
-                                                const uint32_t (&p)[4],
-                                                float (&sums)[HeadDim / 16][4],
+                                                const uint32_t (&p)[Sets][4],
+                                                float (&sums)[Sets][HeadDim / 16][4],
                                                 uint32_t valid_pairs) {
 #pragma unroll
   for (int32_t block = 0; block < HeadDim / 16; ++block) {
@@ -299,7 +321,11 @@ __device__ __forceinline__ void accumulate_rows(const Storage* tile, int32_t lan
         a.z &= upper;
         a.w &= upper;
       }
-      mma_halves<Storage>(sums[block], a.x, a.y, a.z, a.w, p[2 * half_tile], p[2 * half_tile + 1]);
+#pragma unroll
+      for (int32_t set = 0; set < Sets; ++set) {
+        mma_halves<Storage>(sums[set][block], a.x, a.y, a.z, a.w, p[set][2 * half_tile],
+                            p[set][2 * half_tile + 1]);
+      }
     }
   }
 }

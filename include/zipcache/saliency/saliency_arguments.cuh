@@ -140,18 +140,15 @@ __device__ inline row_sum merge(row_sum a, row_sum b) {
 }
 
 /// Writes what a key got, whose sum four neighbouring lanes share: its score, or the sum where
-/// heads share it. Keys behind the last are left out.
-template <class Metric, class Scope, class Element>
+/// heads share it. Keys behind the last are left out. `visible()` says who sees the key.
+template <class Metric, class Scope, class Element, class Visible>
 __device__ void write_column(const saliency_arguments<Element>& given, int32_t item, int32_t token,
-                             int32_t lane, float sum) {
+                             int32_t lane, float sum, const Visible& visible) {
   sum += __shfl_xor_sync(whole_warp, sum, 1);
   sum += __shfl_xor_sync(whole_warp, sum, 2);
   if (lane % 4 != 0 || token >= given.kv_len) return;
   float* out = (Scope::shared_by_heads ? given.sums : given.scores) + int64_t{item} * given.kv_len;
-  if constexpr (!Scope::shared_by_heads) {
-    sum = Metric::score(
-        sum, visibility_of(given.positions(item), given.num_probes(), token, given.kv_len));
-  }
+  if constexpr (!Scope::shared_by_heads) sum = Metric::score(sum, visible());
   out[token] = sum;
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/core/types.hpp>
@@ -21,52 +22,75 @@ namespace zipcache::detail {
 
 #if ZIPCACHE_HAS_WARPGROUPS
 
-/// Copies `count` rows from row `first` on, a chunk at most, to where the products read them; the
-/// rest of a product's rows become zeros. `thread` is one of those that feed.
+/// A thread's share of the copies of rows that follow each other, a chunk at a time, to where the
+/// products read them: 16 bytes of every `step_rows`-th row.
 template <int HeadDim, class Rows>
-__device__ __forceinline__ void begin_rows(const Rows& rows, int32_t first, int32_t count,
-                                           int32_t thread, std::byte* to) {
+class row_copies {
+ public:
   using tuning = warpgroup_tuning<HeadDim>;
-  constexpr int32_t columns = HeadDim / 8;
-  constexpr int32_t rows_at_once = 32 * tuning::feeding_warps / columns;
-  const int32_t own = thread / columns;
-  const int32_t column = thread % columns;
-  if (own >= rows_at_once) return;
-  std::byte* panel = to + column / 8 * tuning::panel_bytes;
-  const int32_t head_dim = rows.given.head_dim;
-  const int32_t period = rows.period();
-  const int64_t distance = rows.period_distance();
-  if (count % tuning::product_rows == 0 && head_dim == HeadDim && period <= 8 && 8 % period == 0) {
-    // Eight rows further, the place in the panel follows by an addition, too.
-    const int64_t step = 8 / period * distance;
+  /// `thread` is one of those that feed.
+  __device__ row_copies(const Rows& rows, int32_t first, int32_t thread)
+      : rows_(rows), own_(thread / columns), column_(thread % columns), first_(first) {
+    const int32_t period = rows.period();
+    is_regular_ = rows.given.head_dim == HeadDim && period <= step_rows && step_rows % period == 0;
+    if (!is_regular_) return;
+    from_ = rows.row(first + own_) + 8 * column_;
+    step_ = step_rows / period * rows.period_distance();
+  }
+
+  /// Begins to copy the next `count` rows, all of a chunk or the last of all. The rest of the
+  /// product that they end in becomes zeros.
+  __device__ __forceinline__ void begin(int32_t count, std::byte* to) {
+    if (own_ >= step_rows) return;
+    std::byte* panel = to + column_ / 8 * tuning::panel_bytes;
+    if (is_regular_ && count % tuning::product_rows == 0) {
+      begin_regular(count, panel);
+    } else {
+      begin_any(count, panel);
+    }
+    first_ += tuning::chunk_rows;
+  }
+
+ private:
+  static constexpr int32_t columns = HeadDim / 8;
+  static constexpr int32_t step_rows = least(32 * tuning::feeding_warps / columns, 8);
+  static_assert(8 % step_rows == 0);
+
+  /// Rows at a fixed distance, addresses by additions.
+  __device__ __forceinline__ void begin_regular(int32_t count, std::byte* panel) {
+    std::byte* places[8 / step_rows];  // of the first eight rows
+    for (int32_t i = 0; i < 8 / step_rows; ++i)
+      places[i] = panel + swizzled_panel::offset(own_ + i * step_rows, column_ % 8);
 #pragma unroll 1
-    for (int32_t start = own; start < 8; start += rows_at_once) {
-      const auto* from = rows.row(first + start) + 8 * column;
-      std::byte* place = panel + swizzled_panel::offset(start, column % 8);
-#pragma unroll 1
-      for (int32_t product = 0; product < count; product += tuning::product_rows) {
+    for (int32_t product = 0; product < count; product += tuning::product_rows) {
 #pragma unroll
-        for (int32_t i = 0; i < tuning::product_rows / 8; ++i) {
-          begin_copy(place + i * 8 * swizzled_panel::row_bytes, from, true);
-          from += step;
-        }
-        place += tuning::product_rows * swizzled_panel::row_bytes;
+      for (int32_t row = 0; row < tuning::product_rows; row += step_rows) {
+        begin_copy(places[row % 8 / step_rows] + row / 8 * 8 * swizzled_panel::row_bytes, from_,
+                   true);
+        from_ += step_;
       }
+#pragma unroll
+      for (std::byte*& place : places) place += tuning::product_rows * swizzled_panel::row_bytes;
     }
-    return;
   }
-  const int32_t step = period * ceil_div(rows_at_once, period);
+  __device__ __forceinline__ void begin_any(int32_t count, std::byte* panel) {
 #pragma unroll 1
-  for (int32_t start = own; start < step; start += rows_at_once) {
-    const auto* from = rows.row(first + start) + 8 * column;
-#pragma unroll 4
-    for (int32_t row = start; row < tuning::chunk_rows; row += step) {
-      const bool used = row < count && 8 * column < head_dim;
-      begin_copy(panel + swizzled_panel::offset(row, column % 8), used ? from : rows.row(0), used);
-      from += step / period * distance;
+    for (int32_t row = own_; row < round_up(count, tuning::product_rows); row += step_rows) {
+      const bool used = row < count && 8 * column_ < rows_.given.head_dim;
+      begin_copy(panel + swizzled_panel::offset(row, column_ % 8),
+                 used ? rows_.row(first_ + row) + 8 * column_ : rows_.row(0), used);
     }
   }
-}
+
+  using pointer = decltype(std::declval<Rows>().row(0));
+  Rows rows_;
+  int32_t own_;     ///< the first row of a chunk that the thread copies
+  int32_t column_;  ///< of 8 channels
+  int32_t first_;   ///< row of the next chunk
+  bool is_regular_;
+  pointer from_ = nullptr;
+  int64_t step_ = 0;
+};
 
 /// The threads that feed the ring: chunk after chunk, of all pieces of the block's work.
 template <int HeadDim>
@@ -82,19 +106,20 @@ class ring_feeder {
                                        int32_t num_chunks) {
     static_assert(tuning::chunk_rows <= 32 * tuning::feeding_warps);
     const int32_t own = least(thread_, tuning::chunk_rows - 1);
+    row_copies<HeadDim, Rows> copies(rows, first, thread_);
     auto note = rows.load_note(first + own);
 #pragma unroll 1
     for (int32_t index = 0; index < num_chunks; ++index) {
       const int32_t stage = fed_ % tuning::stages;
       if (fed_ >= tuning::stages) shared_.emptied[stage].wait(fed_ / tuning::stages - 1);
-      const int32_t count = most(0, least(rows.end - first, tuning::chunk_rows));
-      begin_rows<HeadDim>(rows, first, count, thread_, shared_.chunks[stage].rows);
+      copies.begin(most(0, least(rows.end - first, tuning::chunk_rows)),
+                   shared_.chunks[stage].rows);
       end_copy_group();
-      rows.save_note(note, own, shared_.notes[stage]);
+      rows.save_note(note, first + own, own, shared_.notes[stage]);
       first += tuning::chunk_rows;
       // On its way while the copies are.
       note = rows.load_note(first + own);
-      if (thread_ == 0) shared_.spans[stage] = span;
+      if (index == 0 && thread_ == 0) shared_.spans[stage] = span;
       if (fed_ > 0) publish<1>();
       ++fed_;
     }

@@ -93,7 +93,7 @@ struct key_stream {
   struct note {};
   __device__ note load_note(int32_t) const { return {}; }
   template <class Notes>
-  __device__ static void save_note(note, int32_t, Notes&) {}
+  __device__ static void save_note(note, int32_t, int32_t, Notes&) {}
 };
 
 /// Probe rows of an item, with the last keys that they see and, if `Weighed`, their log-sum-exp.
@@ -108,24 +108,29 @@ struct probe_stream {
   __device__ int32_t period() const { return given.group; }
   __device__ int64_t period_distance() const { return given.probes.q.token_stride; }
 
-  /// A row that is not there weighs nothing, and sees every key where rows are weighed, so that
-  /// rows stay ascending; elsewhere it sees none.
+  /// As loaded, so that nobody waits for it before it is saved.
   struct note {
-    float minus_lse = -__builtin_huge_valf();
-    int32_t last_key = Weighed ? 2147483647 : -1;
+    float lse = 0.0f;
+    int64_t position = 0;
   };
   __device__ note load_note(int32_t row) const {
-    note result;
-    if (row >= end) return result;
-    if constexpr (Weighed)
-      result.minus_lse = -given.lse_factor * given.lse[given.lse_index(item, row)];
-    result.last_key = given.last_key(item, row);
-    return result;
+    row = least(row, end - 1);
+    note loaded;
+    if constexpr (Weighed) loaded.lse = given.lse[given.lse_index(item, row)];
+    loaded.position = given.positions(item)[given.probe_of(row)];
+    return loaded;
   }
+  /// A row that is not there weighs nothing, and sees every key where rows are weighed, so that
+  /// rows stay ascending; elsewhere it sees none.
   template <class Notes>
-  __device__ static void save_note(const note& row, int32_t index, Notes& notes) {
-    if constexpr (Weighed) notes.minus_lse[notes.place_of(index)] = row.minus_lse;
-    notes.last_keys[index] = row.last_key;
+  __device__ void save_note(const note& loaded, int32_t row, int32_t index, Notes& notes) const {
+    const bool is_there = row < end;
+    if constexpr (Weighed) {
+      notes.minus_lse[notes.place_of(index)] =
+          is_there ? -given.lse_factor * loaded.lse : -__builtin_huge_valf();
+    }
+    const auto last_key = static_cast<int32_t>(least<int64_t>(loaded.position, given.kv_len - 1));
+    notes.last_keys[index] = is_there ? last_key : Weighed ? 2147483647 : -1;
   }
 };
 

@@ -110,8 +110,8 @@ class ring_feeder {
     auto note = rows.load_note(first + own);
 #pragma unroll 1
     for (int32_t index = 0; index < num_chunks; ++index) {
-      const int32_t stage = fed_ % tuning::stages;
-      if (fed_ >= tuning::stages) shared_.emptied[stage].wait(fed_ / tuning::stages - 1);
+      const int32_t stage = begun_ % tuning::stages;
+      if (begun_ >= tuning::stages) wait_until_emptied(stage, begun_ / tuning::stages - 1);
       copies.begin(most(0, least(rows.end - first, tuning::chunk_rows)),
                    shared_.chunks[stage].rows);
       end_copy_group();
@@ -120,28 +120,34 @@ class ring_feeder {
       // On its way while the copies are.
       note = rows.load_note(first + own);
       if (index == 0 && thread_ == 0) shared_.spans[stage] = span;
-      if (fed_ > 0) publish<1>();
-      ++fed_;
+      ++begun_;
+      publish<1>();
     }
   }
   /// Behind the last chunk.
-  __device__ __forceinline__ void finish() {
-    if (fed_ > 0) publish<0>();
-  }
+  __device__ __forceinline__ void finish() { publish<0>(); }
 
  private:
-  /// Waits for the copies of the chunk that was fed before the `Younger` last ones, and tells those
-  /// who multiply.
+  /// The chunk that was begun last is not held back meanwhile.
+  __device__ __forceinline__ void wait_until_emptied(int32_t stage, int32_t round) {
+    if (__all_sync(whole_warp, shared_.emptied[stage].has_ended(round))) return;
+    publish<0>();
+    shared_.emptied[stage].wait(round);
+  }
+  /// Tells those who multiply of all chunks but the `Younger` last ones, when they are there.
   template <int Younger>
   __device__ __forceinline__ void publish() {
+    if (published_ + Younger >= begun_) return;
     wait_copy_groups<Younger>();
     let_products_read();
-    shared_.filled[(fed_ - 1) % tuning::stages].arrive();
+    shared_.filled[published_ % tuning::stages].arrive();
+    ++published_;
   }
 
   warpgroup_memory<HeadDim>& shared_;
   int32_t thread_;
-  int32_t fed_ = 0;
+  int32_t begun_ = 0;
+  int32_t published_ = 0;  ///< at most one chunk fewer
 };
 
 /// The pieces of a block's work, by their numbers: forth and back over the blocks, so that none has
@@ -166,7 +172,7 @@ __device__ __forceinline__ void feed_products(const Work& work, warpgroup_memory
   ring_feeder<HeadDim> ring(shared, thread);
   for_spans_of_block(work.num_spans(), [&](int64_t number) {
     const product_span span = work.span(number, thread % 32);
-    ring.feed(span, work.staying(span), span.block * tuning::block_rows, tuning::staying_chunks);
+    ring.feed(span, work.staying(span), work.first_staying(span), tuning::staying_chunks);
     ring.feed(span, work.passing(span), span.first, ceil_div(span.num_products, 2));
   });
   ring.finish();
@@ -238,10 +244,6 @@ __device__ __forceinline__ void take_products(const Work& work, warpgroup_memory
                                               int32_t warp, int32_t lane) {
   using tuning = warpgroup_tuning<HeadDim>;
   const uint32_t chunks = kept(static_cast<uint32_t>(__cvta_generic_to_shared(shared.chunks)));
-  shared_barrier& own_turn = shared.turns[warp / 4];
-  shared_barrier& next_turn = shared.turns[(warp / 4 + 1) % tuning::num_warpgroups];
-  if (warp / 4 + 1 == tuning::num_warpgroups && lane == 0) next_turn.arrive();
-  int32_t turn = 0;
   ring_reader<HeadDim> ring(shared);
   for_spans_of_block(work.num_spans(), [&](int64_t) {
     ring.wait();
@@ -263,14 +265,17 @@ __device__ __forceinline__ void take_products(const Work& work, warpgroup_memory
     for (int32_t product = 0; product < span.num_products; product += 2) {
       ring.wait();
       const auto& notes = shared.notes[ring.stage()];
+      bool is_needed[2];
+      ZIPCACHE_UNROLL
+      for (int32_t half = 0; half < 2; ++half) {
+        is_needed[half] =
+            work.is_needed(span, product + half, notes, half * tuning::product_rows, warp, state);
+      }
       ZIPCACHE_UNROLL
       for (int32_t half = 0; half < 2; ++half) {
         if (product + half == span.num_products) break;
         const int32_t first = half * tuning::product_rows;
-        const auto next = work.expect(span, product + half, notes, first, warp, lane, state);
-        own_turn.wait(turn++);
-        if (!next.is_needed) {
-          if (lane == 0) next_turn.arrive();
+        if (!is_needed[half]) {
           work.skip(state);
           continue;
         }
@@ -278,7 +283,8 @@ __device__ __forceinline__ void take_products(const Work& work, warpgroup_memory
         start_products<HeadDim>(
             sums, staying,
             chunks + ring.stage() * tuning::chunk_bytes + first * swizzled_panel::row_bytes);
-        if (lane == 0) next_turn.arrive();
+        // Asked for while the products are under way.
+        const auto next = work.expect(span, product + half, notes, first, warp, lane, state);
         wait_products<0>(sums);
         work.add(sums, next, span, notes, first, warp, lane, state);
       }
@@ -302,7 +308,6 @@ __device__ __forceinline__ void run_products(const Work& work) {
       shared.filled[stage].init(32 * tuning::feeding_warps);
       shared.emptied[stage].init(tuning::num_warps);
     }
-    for (shared_barrier& turn : shared.turns) turn.init(4);
     publish_barriers();
   }
   __syncthreads();

@@ -33,7 +33,9 @@ struct warpgroup_tuning {
   static constexpr int32_t chunk_rows = 2 * product_rows;
   static constexpr int32_t staying_chunks = block_rows / chunk_rows;
   static_assert(chunk_rows >= 64, "a warpgroup's rows must lie in one chunk");
-  static constexpr int32_t stages = 4;
+  static constexpr int32_t stages = 6;
+  /// Pieces of work that a call should have, so that blocks end together.
+  static constexpr int64_t target_spans = 400;
   static constexpr int32_t panels = ceil_div(HeadDim, 64);
   static constexpr int32_t panel_bytes = chunk_rows * swizzled_panel::row_bytes;
   static constexpr int32_t chunk_bytes = panels * panel_bytes;
@@ -73,9 +75,6 @@ struct warpgroup_memory {
   product_span spans[tuning::stages];      ///< what the chunk is of
   shared_barrier filled[tuning::stages];   ///< by all threads that feed
   shared_barrier emptied[tuning::stages];  ///< by all warps that multiply
-  /// Whose products come next: each warpgroup waits for its turn, and gives it on when its products
-  /// are asked for. Left alone, all would multiply at once, slowly, and then all add exponentials.
-  shared_barrier turns[tuning::num_warpgroups];
 };
 
 /// Keys of an item as rows to multiply. Nothing goes with them.

@@ -43,6 +43,9 @@ struct column_work {
     span.first = most(0, span.last - span.num_products * tuning::product_rows);
     return span;
   }
+  __device__ int32_t first_staying(const product_span& span) const {
+    return span.block * tuning::block_rows;
+  }
   __device__ key_stream<Element> staying(const product_span& span) const {
     return {given, given.keys_of(span.item), given.kv_len};
   }
@@ -50,7 +53,7 @@ struct column_work {
     return {given, given.queries_of(span.item), span.item, span.last};
   }
   __device__ int32_t warp_key(const product_span& span, int32_t warp) const {
-    return span.block * tuning::block_rows + 16 * warp;
+    return first_staying(span) + 16 * warp;
   }
   __device__ state begin(const product_span& span, const notes_type&, int32_t, int32_t) const {
     state state;
@@ -59,10 +62,17 @@ struct column_work {
   }
   __device__ bool negates() const { return false; }
 
-  /// What is known of a product's rows, from row `first` of the chunk on, before it is there.
+  /// Whether any row of a product, from row `first` of the chunk on, sees any of the warpgroup's
+  /// keys.
+  __device__ __forceinline__ bool is_needed(const product_span& span, int32_t,
+                                            const notes_type& notes, int32_t first, int32_t warp,
+                                            const state&) const {
+    const int32_t last_seen = notes.last_keys[first + tuning::product_rows - 1];
+    return __any_sync(whole_warp, last_seen >= warp_key(span, warp & ~3));
+  }
+  /// What is known of a product's rows before it is there.
   struct prospect {
     float minus_lse[tuning::product_rows / 4];  ///< of the lane's columns, in their order
-    bool is_needed;                             ///< any row sees any of the warpgroup's keys
     bool some_see;                              ///< any of the warp's keys
     bool all_see;                               ///< all of them
   };
@@ -72,7 +82,6 @@ struct column_work {
     prospect next;
     const int32_t key = warp_key(span, warp);
     const int32_t last_seen = notes.last_keys[first + tuning::product_rows - 1];
-    next.is_needed = __any_sync(whole_warp, last_seen >= warp_key(span, warp & ~3));
     next.some_see = __any_sync(whole_warp, last_seen >= key);
     next.all_see = __all_sync(whole_warp, notes.last_keys[first] >= key + 15);
     ZIPCACHE_UNROLL
@@ -178,17 +187,25 @@ struct row_work {
     const auto blocks_behind = static_cast<int32_t>(rest / given.num_items());
     span.block = num_blocks() - 1 - blocks_behind;
     span.item = static_cast<int32_t>(rest - int64_t{blocks_behind} * given.num_items());
-    const int32_t last_row = least((span.block + 1) * tuning::block_rows, given.num_rows) - 1;
     const int64_t first = int64_t{span.split} * given.keys_per_split;
-    const int64_t last = least<int64_t>(first + given.keys_per_split,
-                                        given.last_key(span.item, last_row) + int64_t{1});
+    const int64_t last =
+        least<int64_t>(first + given.keys_per_split,
+                       given.last_key(span.item, end_staying(span) - 1) + int64_t{1});
     span.first = static_cast<int32_t>(first);
     span.last = static_cast<int32_t>(most(first, last));
     span.num_products = ceil_div(span.last - span.first, tuning::product_rows);
     return span;
   }
+  /// Blocks of rows end with the last row, so that it is the first rows, which see the fewest keys,
+  /// that do not fill theirs.
+  __device__ int32_t end_staying(const product_span& span) const {
+    return given.num_rows - (num_blocks() - 1 - span.block) * tuning::block_rows;
+  }
+  __device__ int32_t first_staying(const product_span& span) const {
+    return most(0, end_staying(span) - tuning::block_rows);
+  }
   __device__ probe_stream<false, Element> staying(const product_span& span) const {
-    return {given, given.queries_of(span.item), span.item, given.num_rows};
+    return {given, given.queries_of(span.item), span.item, end_staying(span)};
   }
   __device__ key_stream<Element> passing(const product_span& span) const {
     return {given, given.keys_of(span.item), span.last};
@@ -213,8 +230,13 @@ struct row_work {
   __device__ float scale() const { return fmaxf(fabsf(given.scale), 1e-37f); }
 
   /// As in column_work.
+  __device__ __forceinline__ bool is_needed(const product_span& span, int32_t product,
+                                            const notes_type&, int32_t, int32_t,
+                                            const state& state) const {
+    const int32_t key = span.first + product * tuning::product_rows;
+    return __any_sync(whole_warp, key <= state.group_last_key);
+  }
   struct prospect {
-    bool is_needed;  ///< any of the warpgroup's rows sees any of the keys
     bool some_seen;  ///< any of the warp's
     bool all_seen;   ///< all keys by all of the warp's rows
     int32_t key;     ///< the lane's first one
@@ -224,8 +246,7 @@ struct row_work {
                                              const state& state) const {
     const int32_t key = span.first + product * tuning::product_rows;
     const int32_t last = key + tuning::product_rows - 1;
-    return {bool(__any_sync(whole_warp, key <= state.group_last_key)),
-            bool(__any_sync(whole_warp, key <= state.last_last_key)),
+    return {bool(__any_sync(whole_warp, key <= state.last_last_key)),
             bool(__all_sync(whole_warp, last <= state.first_last_key)), key + lane % 4 * 2};
   }
   __device__ __forceinline__ void skip(state&) const {}
@@ -266,8 +287,8 @@ struct row_work {
     ZIPCACHE_UNROLL
     for (int32_t i = 0; i < tuning::num_sums; ++i) {
       const int32_t upper = i / 2 % 2;
-      sums[upper][i % 2] +=
-          exp2_approximate(fmaf(scores[i], scale(), -state.rows[upper].reference));
+      const float above = fmaf(scores[i], scale(), -state.rows[upper].reference);
+      sums[upper][i % 2] += exp2_approximate(above);
     }
     return make_float2(sums[0][0] + sums[0][1], sums[1][0] + sums[1][1]);
   }
@@ -290,8 +311,9 @@ struct row_work {
                          const state& state) const {
     ZIPCACHE_UNROLL
     for (int32_t upper = 0; upper < 2; ++upper) {
-      const int32_t row = span.block * tuning::block_rows + 16 * warp + 8 * upper + lane / 4;
-      write_row_sum(given, span.item, span.split, row, lane, state.rows[upper]);
+      const int32_t row = first_staying(span) + 16 * warp + 8 * upper + lane / 4;
+      write_row_sum(given, span.item, span.split, row, row < end_staying(span), lane,
+                    state.rows[upper]);
     }
   }
 };

@@ -279,12 +279,11 @@ __device__ __forceinline__ void take_products(const Work& work, warpgroup_memory
           work.skip(state);
           continue;
         }
+        const auto next = work.expect(span, product + half, notes, first, warp, lane, state);
         float sums[tuning::num_sums];
         start_products<HeadDim>(
             sums, staying,
             chunks + ring.stage() * tuning::chunk_bytes + first * swizzled_panel::row_bytes);
-        // Asked for while the products are under way.
-        const auto next = work.expect(span, product + half, notes, first, warp, lane, state);
         wait_products<0>(sums);
         work.add(sums, next, span, notes, first, warp, lane, state);
       }

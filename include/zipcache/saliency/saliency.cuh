@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(product_threads<HeadDim>(), product_blocks<Hea
 }
 
 // Grid: x = 256 probe rows, y = KV head of a sequence (striding). Warp: 32 rows. Lane: one row.
-// Memory: reads one float2 a split of the context, of several, writes the row's log-sum-exp in base
-// 2.
+// Memory: reads one float2 for each of several splits of the context, writes the row's log-sum-exp
+// in base 2.
 template <class Element>
 __global__ void __launch_bounds__(256) row_lse_kernel(saliency_arguments<Element> given) {
   const int32_t row = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -300,8 +300,8 @@ saliency_arguments<Element> plan_saliency(const device_probe_queries<Element>& p
 
 }  // namespace detail
 
-/// @brief Workspace of `saliency` for the same arguments; their pointers do not matter, but whether
-/// lse is null does.
+/// @brief Workspace of `saliency` for the same arguments on the current device; their pointers do
+/// not matter, but whether lse is null does.
 template <class Metric, class Scope, class Element>
 size_t saliency_workspace_bytes(const device_probe_queries<Element>& probes,
                                 tensor_view<const Element> k, saliency_batch batch = {}) {

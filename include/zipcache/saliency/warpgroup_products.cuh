@@ -1,7 +1,7 @@
 // Products of keys with probe rows by warpgroups (sm_90a): four of them hold 256 rows of one side
-// in registers, and the other side's rows come through a ring in shared memory. A block goes from
-// one piece of work to the next without emptying the ring. While the products of one half of a
-// chunk are under way, the exponentials of the other half are added up.
+// in registers, and the other side's rows come through a ring in shared memory, as do those that
+// stay, before them. A block goes from one piece of work to the next without emptying the ring.
+// While one warpgroup's products are under way, others add up exponentials.
 #pragma once
 
 #include <cstddef>
@@ -92,7 +92,7 @@ class row_copies {
   int64_t step_ = 0;
 };
 
-/// The threads that feed the ring: chunk after chunk, of all pieces of the block's work.
+/// A thread's part in feeding the ring: chunk after chunk, of all pieces of the block's work.
 template <int HeadDim>
 class ring_feeder {
  public:

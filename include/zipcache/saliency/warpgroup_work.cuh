@@ -270,7 +270,8 @@ struct row_work {
         scores[i] = is_seen ? scores[i] : -__builtin_huge_valf();
       }
     }
-    // Scores far above the reference are seldom, and their sum tells.
+    // Scores far above the reference are seldom, and the sum of their exponentials tells, infinite
+    // or not: a maximum would be a third more instructions.
     float2 sums = exponentials(scores, state);
     const float limit = exp2f(reference_margin);
     if (__any_sync(whole_warp, sums.x > limit || sums.y > limit)) {

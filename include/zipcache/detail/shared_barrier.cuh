@@ -16,7 +16,18 @@ class shared_barrier {
   __device__ __forceinline__ void arrive() {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(address()) : "memory");
   }
-  /// Waits for the end of phase `phase`, counted from 0; at most one phase behind.
+  /// Whether phase `phase`, counted from 0 and at most one behind, has ended.
+  __device__ __forceinline__ bool has_ended(int32_t phase) {
+    uint32_t ended;
+    asm volatile(
+        "{\n.reg .pred ended;\nmbarrier.test_wait.parity.shared.b64 ended, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, ended;\n}"
+        : "=r"(ended)
+        : "r"(address()), "r"(phase & 1)
+        : "memory");
+    return ended != 0;
+  }
+  /// Waits for the end of such a phase.
   __device__ __forceinline__ void wait(int32_t phase) {
     asm volatile(
         "{\n.reg .pred ended;\nretry:\nmbarrier.try_wait.parity.shared.b64 ended, [%0], "

@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(product_threads<HeadDim>(), product_blocks<Hea
 }
 
 // Grid: x = 256 probe rows, y = KV head of a sequence (striding). Warp: 32 rows. Lane: one row.
-// Memory: reads one float2 a split of the context, writes the row's log-sum-exp in base 2.
+// Memory: reads one float2 for each of several splits of the context, writes the row's log-sum-exp
+// in base 2.
 template <class Element>
 __global__ void __launch_bounds__(256) row_lse_kernel(saliency_arguments<Element> given) {
   const int32_t row = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(256) row_lse_kernel(saliency_arguments<Element
           given.partials[(int64_t{item} * given.num_splits + split) * given.num_rows + row];
       total = merge(total, row_sum{part.x, part.y});
     }
-    given.found_lse[given.lse_index(item, row)] = total.reference + log2f(total.sum);
+    given.found_lse[given.lse_index(item, row)] = lse_of(total);
   }
 }
 
@@ -132,6 +133,38 @@ void for_head_dim(int32_t head_dim, Action&& action) {
   }
 }
 
+/// Whether a kernel with products has been compiled to the form by warpgroups.
+template <int HeadDim>
+bool is_by_warpgroups(const cudaFuncAttributes& attributes) {
+  return attributes.maxThreadsPerBlock >= warpgroup_tuning<HeadDim>::threads;
+}
+
+template <class Kernel>
+cudaFuncAttributes attributes_of(Kernel kernel) {
+  cudaFuncAttributes attributes{};
+  check_cuda("cudaFuncGetAttributes", cudaFuncGetAttributes(&attributes, kernel));
+  return attributes;
+}
+
+/// Splits the context of the rows' log-sum-exp: into as many parts as fill the GPU, of 512 keys at
+/// least.
+template <class Element>
+void split_context(saliency_arguments<Element>& given) {
+  for_head_dim(given.head_dim, [&](auto dim) {
+    const bool by_warpgroups = is_by_warpgroups<dim>(attributes_of(row_sum_kernel<dim, Element>));
+    const int64_t rows =
+        by_warpgroups ? warpgroup_tuning<dim>::block_rows : warp_tuning<dim>::block_rows;
+    const int64_t target =
+        by_warpgroups ? warpgroup_tuning<dim>::target_spans : warp_tuning<dim>::target_blocks;
+    const int64_t blocks = given.num_items() * ceil_div<int64_t>(given.num_rows, rows);
+    const int64_t wanted = ceil_div(target, blocks);
+    const int64_t splits = most<int64_t>(1, least<int64_t>(wanted, ceil_div(given.kv_len, 512)));
+    given.keys_per_split =
+        static_cast<int32_t>(round_up<int64_t>(ceil_div<int64_t>(given.kv_len, splits), 128));
+    given.num_splits = ceil_div(given.kv_len, given.keys_per_split);
+  });
+}
+
 /// Lays out what a call needs; `workspace` null counts only.
 template <class Metric, class Scope, class Element>
 size_t carve_saliency(saliency_arguments<Element>& given, void* workspace) {
@@ -139,17 +172,10 @@ size_t carve_saliency(saliency_arguments<Element>& given, void* workspace) {
   const int64_t items = given.num_items();
   if (!Metric::needs_probes || given.num_rows == 0) return 0;
   if (given.lse == nullptr) {
-    // As many splits as fill the GPU, of 512 keys at least.
-    const int64_t rows =
-        given.head_dim <= 128 ? warp_tuning<128>::block_rows : warp_tuning<256>::block_rows;
-    const int64_t blocks = items * ceil_div<int64_t>(given.num_rows, rows);
-    const int64_t wanted = ceil_div(warp_tuning<128>::target_blocks, blocks);
-    const int64_t splits = most<int64_t>(1, least<int64_t>(wanted, ceil_div(given.kv_len, 512)));
-    given.keys_per_split =
-        static_cast<int32_t>(round_up<int64_t>(ceil_div<int64_t>(given.kv_len, splits), 128));
-    given.num_splits = ceil_div(given.kv_len, given.keys_per_split);
+    split_context(given);
     given.found_lse = cursor.take<float>(items * given.num_rows);
-    given.partials = cursor.take<float2>(items * given.num_rows * given.num_splits);
+    if (given.num_splits > 1)
+      given.partials = cursor.take<float2>(items * given.num_rows * given.num_splits);
   }
   if (Scope::shared_by_heads) given.sums = cursor.take<float>(items * given.kv_len);
   return cursor.taken_bytes();
@@ -184,9 +210,8 @@ void check_saliency(const saliency_arguments<Element>& given) {
 template <int HeadDim, class Kernel, class Element>
 void launch_products(const char* name, Kernel kernel, dim3 grid, int64_t num_spans,
                      cudaStream_t stream, const saliency_arguments<Element>& given) {
-  cudaFuncAttributes attributes{};
-  check_cuda("cudaFuncGetAttributes", cudaFuncGetAttributes(&attributes, kernel));
-  if (attributes.maxThreadsPerBlock < warpgroup_tuning<HeadDim>::threads) {
+  const cudaFuncAttributes attributes = attributes_of(kernel);
+  if (!is_by_warpgroups<HeadDim>(attributes)) {
     kernel<<<grid, warp_tuning<HeadDim>::threads, 0, stream>>>(given);
   } else {
     require(attributes.numRegs >= warpgroup_tuning<HeadDim>::launch_registers,
@@ -220,10 +245,12 @@ void launch_saliency(cudaStream_t stream, saliency_arguments<Element> given) {
                         up_to(given.num_items()));
         launch_products<dim>("saliency: row_sum_kernel", row_sum_kernel<dim, Element>, grid,
                              row_work<dim, Element>{given}.num_spans(), stream, given);
-        const dim3 lse_grid(static_cast<unsigned>(ceil_div(given.num_rows, 256)),
-                            up_to(given.num_items()));
-        row_lse_kernel<<<lse_grid, 256, 0, stream>>>(given);
-        check_launch("saliency: row_lse_kernel");
+        if (given.num_splits > 1) {
+          const dim3 lse_grid(static_cast<unsigned>(ceil_div(given.num_rows, 256)),
+                              up_to(given.num_items()));
+          row_lse_kernel<<<lse_grid, 256, 0, stream>>>(given);
+          check_launch("saliency: row_lse_kernel");
+        }
         given.lse = given.found_lse;
         given.lse_factor = 1.0f;
       }
@@ -273,8 +300,8 @@ saliency_arguments<Element> plan_saliency(const device_probe_queries<Element>& p
 
 }  // namespace detail
 
-/// @brief Workspace of `saliency` for the same arguments; their pointers do not matter, but whether
-/// lse is null does.
+/// @brief Workspace of `saliency` for the same arguments on the current device; their pointers do
+/// not matter, but whether lse is null does.
 template <class Metric, class Scope, class Element>
 size_t saliency_workspace_bytes(const device_probe_queries<Element>& probes,
                                 tensor_view<const Element> k, saliency_batch batch = {}) {

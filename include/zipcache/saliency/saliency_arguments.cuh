@@ -50,7 +50,8 @@ struct saliency_arguments {
   int32_t keys_per_split;
   float lse_factor;  ///< from `lse` to base 2
   const float* lse;  ///< [sequences, num_qo_heads, num_probes]
-  float2* partials;  ///< [sequences * num_kv_heads, num_splits, num_rows]: reference, sum
+  /// [sequences * num_kv_heads, num_splits, num_rows]: reference, sum; null for one split
+  float2* partials;
   float* found_lse;  ///< like `lse`, in base 2
   float* sums;       ///< [sequences, num_kv_heads, kv_len] for per_layer
   float* scores;     ///< [sequences, num_kv_heads, kv_len]
@@ -140,31 +141,36 @@ __device__ inline row_sum merge(row_sum a, row_sum b) {
 }
 
 /// Writes what a key got, whose sum four neighbouring lanes share: its score, or the sum where
-/// heads share it. Keys behind the last are left out.
-template <class Metric, class Scope, class Element>
+/// heads share it. Keys behind the last are left out. `visible()` says who sees the key.
+template <class Metric, class Scope, class Element, class Visible>
 __device__ void write_column(const saliency_arguments<Element>& given, int32_t item, int32_t token,
-                             int32_t lane, float sum) {
+                             int32_t lane, float sum, const Visible& visible) {
   sum += __shfl_xor_sync(whole_warp, sum, 1);
   sum += __shfl_xor_sync(whole_warp, sum, 2);
   if (lane % 4 != 0 || token >= given.kv_len) return;
   float* out = (Scope::shared_by_heads ? given.sums : given.scores) + int64_t{item} * given.kv_len;
-  if constexpr (!Scope::shared_by_heads) {
-    sum = Metric::score(
-        sum, visibility_of(given.positions(item), given.num_probes(), token, given.kv_len));
-  }
+  if constexpr (!Scope::shared_by_heads) sum = Metric::score(sum, visible());
   out[token] = sum;
 }
 
-/// Writes what a split of the context adds to a row, which four neighbouring lanes share.
+/// The row's log-sum-exp, to base 2.
+__device__ inline float lse_of(row_sum total) { return total.reference + log2f(total.sum); }
+
+/// Writes what a split of the context adds to a row, which four neighbouring lanes share; the row's
+/// log-sum-exp where there is one split.
 template <class Element>
 __device__ void write_row_sum(const saliency_arguments<Element>& given, int32_t item, int32_t split,
-                              int32_t row, int32_t lane, row_sum sum) {
+                              int32_t row, bool is_there, int32_t lane, row_sum sum) {
   ZIPCACHE_UNROLL
   for (int32_t distance = 1; distance < 4; distance *= 2) {
     sum = merge(sum, row_sum{__shfl_xor_sync(whole_warp, sum.reference, distance),
                              __shfl_xor_sync(whole_warp, sum.sum, distance)});
   }
-  if (lane % 4 != 0 || row >= given.num_rows) return;
+  if (lane % 4 != 0 || !is_there) return;
+  if (given.num_splits == 1) {
+    given.found_lse[given.lse_index(item, row)] = lse_of(sum);
+    return;
+  }
   given.partials[(int64_t{item} * given.num_splits + split) * given.num_rows + row] =
       make_float2(sum.reference, sum.sum);
 }

@@ -243,8 +243,10 @@ __device__ void add_columns_by_warps(const saliency_arguments<Element>& given) {
     for (int32_t tile = 0; tile < tuning::row_tiles; ++tile) {
       ZIPCACHE_UNROLL
       for (int32_t upper = 0; upper < 2; ++upper) {
-        write_column<Metric, Scope>(given, item, warp_key + 16 * tile + 8 * upper + lane / 4, lane,
-                                    sums[tile][upper]);
+        const int32_t key = warp_key + 16 * tile + 8 * upper + lane / 4;
+        write_column<Metric, Scope>(given, item, key, lane, sums[tile][upper], [&] {
+          return visibility_of(given.positions(item), given.num_probes(), key, given.kv_len);
+        });
       }
     }
   }
@@ -389,8 +391,8 @@ __device__ void add_rows_by_warps(const saliency_arguments<Element>& given) {
     for (int32_t tile = 0; tile < tuning::row_tiles; ++tile) {
       ZIPCACHE_UNROLL
       for (int32_t upper = 0; upper < 2; ++upper) {
-        write_row_sum(given, item, split, warp_row + 16 * tile + 8 * upper + lane / 4, lane,
-                      rows[tile][upper]);
+        const int32_t row = warp_row + 16 * tile + 8 * upper + lane / 4;
+        write_row_sum(given, item, split, row, row < given.num_rows, lane, rows[tile][upper]);
       }
     }
   }

@@ -1,90 +1,28 @@
 // What saliency's warpgroups multiply: keys with the probe rows that see them, for the columns'
-// sums, and probe rows with the keys that they see, for the rows' log-sum-exp; what becomes of the
-// products; and what a block has in shared memory for it. How they multiply:
+// sums, and probe rows with the keys that they see, for the rows' log-sum-exp; and what becomes of
+// the products. Where the rows come from: warpgroup_rows.cuh. How they are multiplied:
 // warpgroup_products.cuh.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include <zipcache/core/numerics.hpp>
-#include <zipcache/detail/shared_barrier.cuh>
 #include <zipcache/detail/tensor_core.cuh>
 #include <zipcache/detail/warp.cuh>
-#include <zipcache/detail/warpgroup.cuh>
+#include <zipcache/saliency/metric.hpp>
 #include <zipcache/saliency/saliency_arguments.cuh>
+#include <zipcache/saliency/warpgroup_rows.cuh>
 
 namespace zipcache::detail {
-
-template <int HeadDim>
-struct warpgroup_tuning {
-  static constexpr int32_t num_warpgroups = 4;  ///< that multiply; one block a multiprocessor
-  static constexpr int32_t num_warps = 4 * num_warpgroups;
-  static constexpr int32_t feeding_warps = 4;
-  static constexpr int32_t threads = 32 * (num_warps + feeding_warps);
-  /// Of a lane. What the feeding warps give back of what all were launched with is all that the
-  /// others can get; if that were too little, they would wait for ever.
-  static constexpr int32_t launch_registers = 96;
-  static constexpr int32_t feeding_registers = 32;
-  static constexpr int32_t multiplying_registers = 112;
-  static_assert(feeding_warps * feeding_registers + num_warps * multiplying_registers <=
-                (feeding_warps + num_warps) * launch_registers);
-  static constexpr int32_t block_rows = 16 * num_warps;
-  /// Of one product. Two products' sums and the rows that stay must fit a lane's registers.
-  static constexpr int32_t product_rows = HeadDim <= 128 ? 64 : 32;
-  static constexpr int32_t num_sums = product_rows / 2;
-  static constexpr int32_t chunk_rows = 2 * product_rows;
-  static constexpr int32_t stages = 4;
-  static constexpr int32_t panels = ceil_div(HeadDim, 64);
-  static constexpr int32_t panel_bytes = chunk_rows * swizzled_panel::row_bytes;
-  static constexpr int32_t chunk_bytes = panels * panel_bytes;
-};
-
-/// A piece of a block's work: rows of one item that stay, and the stretch of rows that pass.
-struct product_span {
-  int32_t item = 0;
-  int32_t block = 0;  ///< of the rows that stay
-  int32_t split = 0;  ///< of the context
-  int32_t first = 0;  ///< of the rows that pass
-  int32_t last = 0;   ///< behind them
-  int32_t num_chunks = 0;
-};
-
-/// What a block has in shared memory.
-template <int HeadDim>
-struct warpgroup_memory {
-  using tuning = warpgroup_tuning<HeadDim>;
-  struct chunk {
-    std::byte rows[tuning::chunk_bytes];
-  };
-  /// What goes with rows that are probes.
-  struct probe_notes {
-    /// To base 2. As the lanes read them: a lane's two columns of 8, then those of the 8 that
-    /// follow.
-    float minus_lse[tuning::chunk_rows];
-    int32_t last_keys[tuning::chunk_rows];  ///< that they see
-
-    __device__ static int32_t place_of(int32_t row) {
-      return (row & ~15) | (row >> 1 & 3) << 2 | (row >> 3 & 1) << 1 | (row & 1);
-    }
-  };
-  chunk chunks[tuning::stages];
-  probe_notes notes[tuning::stages];
-  product_span spans[tuning::stages];      ///< what the chunk is of
-  shared_barrier filled[tuning::stages];   ///< by all threads that feed
-  shared_barrier emptied[tuning::stages];  ///< by all warps that multiply
-  /// Whose products come next: each warpgroup waits for its turn, and gives it on when its products
-  /// are asked for. Left alone, all would multiply at once, slowly, and then all add exponentials.
-  shared_barrier turns[tuning::num_warpgroups];
-};
 
 /// Keys stay, and the probe rows that see any of them pass.
 template <class Metric, class Scope, int HeadDim, class Element>
 struct column_work {
   using tuning = warpgroup_tuning<HeadDim>;
-  using memory = warpgroup_memory<HeadDim>;
+  using notes_type = probe_notes<HeadDim>;
   struct state {
     float sums[2][2] = {};  ///< of keys g and g + 8, in two parts
+    int32_t unseeing[2];    ///< rows that do not see them, which come first
   };
   const saliency_arguments<Element>& given;
 
@@ -100,62 +38,51 @@ struct column_work {
                                           int64_t{span.block} * tuning::block_rows, lane) *
                           given.group;
     span.last = given.num_rows;
-    span.num_chunks = ceil_div(span.last - first, tuning::chunk_rows);
-    // Rather rows in front of the first, which do not see the keys, than a last chunk with gaps.
-    span.first = most(0, span.last - span.num_chunks * tuning::chunk_rows);
+    span.num_products = ceil_div(span.last - first, tuning::product_rows);
+    // Rather rows in front of the first, which do not see the keys, than a last product with gaps.
+    span.first = most(0, span.last - span.num_products * tuning::product_rows);
     return span;
   }
+  __device__ int32_t first_staying(const product_span& span) const {
+    return span.block * tuning::block_rows;
+  }
+  __device__ key_stream<Element> staying(const product_span& span) const {
+    return {given, given.keys_of(span.item), given.kv_len};
+  }
+  __device__ probe_stream<true, Element> passing(const product_span& span) const {
+    return {given, given.queries_of(span.item), span.item, span.last};
+  }
   __device__ int32_t warp_key(const product_span& span, int32_t warp) const {
-    return span.block * tuning::block_rows + 16 * warp;
+    return first_staying(span) + 16 * warp;
   }
-  __device__ auto staying_rows(const product_span& span, int32_t warp) const {
-    const Element* keys = given.keys_of(span.item);
-    const int32_t first = warp_key(span, warp);
-    return [this, keys, first](int32_t i) -> const Element* {
-      return first + i < given.kv_len ? keys + (first + i) * given.k.token_stride : nullptr;
-    };
+  __device__ state begin(const product_span& span, const notes_type&, int32_t, int32_t) const {
+    state state;
+    state.unseeing[0] = state.unseeing[1] = span.first;
+    return state;
   }
-  __device__ const Element* passing_rows(const product_span& span) const {
-    return given.queries_of(span.item);
-  }
-  __device__ const Element* passing_row(const Element* queries, int32_t row) const {
-    return given.query(queries, row);
-  }
-  /// Every n-th row is of the same head, and so far from the one before.
-  __device__ int32_t period() const { return given.group; }
-  __device__ int64_t period_distance() const { return given.probes.q.token_stride; }
-  /// What goes with a row, and where it is written. A row that is not there weighs nothing.
-  struct note {
-    float minus_lse = -__builtin_huge_valf();
-    int32_t last_key = 2147483647;
-  };
-  __device__ note load_note(const product_span& span, int32_t row) const {
-    if (row >= span.last) return {};
-    return {-given.lse_factor * given.lse[given.lse_index(span.item, row)],
-            given.last_key(span.item, row)};
-  }
-  __device__ static void save_note(const note& row, int32_t index,
-                                   typename memory::probe_notes& notes) {
-    notes.minus_lse[notes.place_of(index)] = row.minus_lse;
-    notes.last_keys[index] = row.last_key;
-  }
-  __device__ state begin(const product_span&, int32_t, int32_t) const { return {}; }
   __device__ bool negates() const { return false; }
 
-  /// What is known of a product's rows, from row `first` of the chunk on, before it is there.
+  /// Whether any row of a product, from row `first` of the chunk on, sees any of the warpgroup's
+  /// keys.
+  __device__ __forceinline__ bool is_needed(const product_span& span, int32_t,
+                                            const notes_type& notes, int32_t first, int32_t warp,
+                                            const state&) const {
+    const int32_t last_seen = notes.last_keys[first + tuning::product_rows - 1];
+    return __any_sync(whole_warp, last_seen >= warp_key(span, warp & ~3));
+  }
+  /// What is known of a product's rows before it is there.
   struct prospect {
     float minus_lse[tuning::product_rows / 4];  ///< of the lane's columns, in their order
     bool some_see;                              ///< any of the warp's keys
     bool all_see;                               ///< all of them
   };
   __device__ __forceinline__ prospect expect(const product_span& span, int32_t,
-                                             const typename memory::probe_notes& notes,
-                                             int32_t first, int32_t warp, int32_t lane,
-                                             const state&) const {
+                                             const notes_type& notes, int32_t first, int32_t warp,
+                                             int32_t lane, const state&) const {
     prospect next;
     const int32_t key = warp_key(span, warp);
-    const int32_t last = first + tuning::product_rows - 1;
-    next.some_see = __any_sync(whole_warp, notes.last_keys[last] >= key);
+    const int32_t last_seen = notes.last_keys[first + tuning::product_rows - 1];
+    next.some_see = __any_sync(whole_warp, last_seen >= key);
     next.all_see = __all_sync(whole_warp, notes.last_keys[first] >= key + 15);
     ZIPCACHE_UNROLL
     for (int32_t sixteen = 0; sixteen < tuning::product_rows / 16; ++sixteen) {
@@ -168,11 +95,16 @@ struct column_work {
     }
     return next;
   }
+  /// Leaves out a product that is not needed.
+  __device__ __forceinline__ void skip(state& state) const {
+    ZIPCACHE_UNROLL
+    for (int32_t upper = 0; upper < 2; ++upper) state.unseeing[upper] += tuning::product_rows;
+  }
   /// Adds the probabilities of a product's rows.
   __device__ __forceinline__ void add(float (&scores)[tuning::num_sums], const prospect& next,
-                                      const product_span& span,
-                                      const typename memory::probe_notes& notes, int32_t first,
-                                      int32_t warp, int32_t lane, state& state) const {
+                                      const product_span& span, const notes_type& notes,
+                                      int32_t first, int32_t warp, int32_t lane,
+                                      state& state) const {
     if (next.all_see) {
       add<false>(scores, next, {}, lane, state);
     } else if (next.some_see) {
@@ -180,6 +112,10 @@ struct column_work {
       const int32_t first_seeing[2] = {num_below(notes.last_keys + first, key),
                                        num_below(notes.last_keys + first, key + 8)};
       add<true>(scores, next, first_seeing, lane, state);
+      ZIPCACHE_UNROLL
+      for (int32_t upper = 0; upper < 2; ++upper) state.unseeing[upper] += first_seeing[upper];
+    } else {
+      skip(state);
     }
   }
   /// How many of a product's rows do not see a key; they come first.
@@ -210,8 +146,14 @@ struct column_work {
                          const state& state) const {
     ZIPCACHE_UNROLL
     for (int32_t upper = 0; upper < 2; ++upper) {
-      write_column<Metric, Scope>(given, span.item, warp_key(span, warp) + 8 * upper + lane / 4,
-                                  lane, state.sums[upper][0] + state.sums[upper][1]);
+      const int32_t key = warp_key(span, warp) + 8 * upper + lane / 4;
+      // Rows that fill the last product up do not count.
+      const int32_t unseeing = least(state.unseeing[upper], given.num_rows);
+      write_column<Metric, Scope>(
+          given, span.item, key, lane, state.sums[upper][0] + state.sums[upper][1], [&] {
+            return token_visibility{given.num_probes() - given.probe_of(unseeing),
+                                    int64_t{given.kv_len} - key};
+          });
     }
   }
 };
@@ -220,11 +162,13 @@ struct column_work {
 template <int HeadDim, class Element>
 struct row_work {
   using tuning = warpgroup_tuning<HeadDim>;
-  using memory = warpgroup_memory<HeadDim>;
+  using notes_type = probe_notes<HeadDim>;
   struct state {
-    row_sum rows[2];          ///< g and g + 8
-    int32_t last_key[2];      ///< that they see
-    int32_t warp_first_seen;  ///< the last key that all of the warp's see
+    row_sum rows[2];         ///< g and g + 8
+    int32_t last_key[2];     ///< that they see
+    int32_t first_last_key;  ///< the last key that all of the warp's rows see
+    int32_t last_last_key;   ///< the last one that any of them sees
+    int32_t group_last_key;  ///< any of the warpgroup's
   };
   const saliency_arguments<Element>& given;
 
@@ -243,44 +187,40 @@ struct row_work {
     const auto blocks_behind = static_cast<int32_t>(rest / given.num_items());
     span.block = num_blocks() - 1 - blocks_behind;
     span.item = static_cast<int32_t>(rest - int64_t{blocks_behind} * given.num_items());
-    const int32_t last_row = least((span.block + 1) * tuning::block_rows, given.num_rows) - 1;
     const int64_t first = int64_t{span.split} * given.keys_per_split;
-    const int64_t last = least<int64_t>(first + given.keys_per_split,
-                                        given.last_key(span.item, last_row) + int64_t{1});
+    const int64_t last =
+        least<int64_t>(first + given.keys_per_split,
+                       given.last_key(span.item, end_staying(span) - 1) + int64_t{1});
     span.first = static_cast<int32_t>(first);
     span.last = static_cast<int32_t>(most(first, last));
-    span.num_chunks = ceil_div(span.last - span.first, tuning::chunk_rows);
+    span.num_products = ceil_div(span.last - span.first, tuning::product_rows);
     return span;
   }
-  __device__ int32_t warp_row(const product_span& span, int32_t warp) const {
-    return span.block * tuning::block_rows + 16 * warp;
+  /// Blocks of rows end with the last row, so that it is the first rows, which see the fewest keys,
+  /// that do not fill theirs.
+  __device__ int32_t end_staying(const product_span& span) const {
+    return given.num_rows - (num_blocks() - 1 - span.block) * tuning::block_rows;
   }
-  __device__ auto staying_rows(const product_span& span, int32_t warp) const {
-    const Element* queries = given.queries_of(span.item);
-    const int32_t first = warp_row(span, warp);
-    return [this, queries, first](int32_t i) -> const Element* {
-      return first + i < given.num_rows ? given.query(queries, first + i) : nullptr;
-    };
+  __device__ int32_t first_staying(const product_span& span) const {
+    return most(0, end_staying(span) - tuning::block_rows);
   }
-  __device__ const Element* passing_rows(const product_span& span) const {
-    return given.keys_of(span.item);
+  __device__ probe_stream<false, Element> staying(const product_span& span) const {
+    return {given, given.queries_of(span.item), span.item, end_staying(span)};
   }
-  __device__ const Element* passing_row(const Element* keys, int32_t row) const {
-    return keys + row * given.k.token_stride;
+  __device__ key_stream<Element> passing(const product_span& span) const {
+    return {given, given.keys_of(span.item), span.last};
   }
-  __device__ int32_t period() const { return 1; }
-  __device__ int64_t period_distance() const { return given.k.token_stride; }
-  struct note {};  // keys have none
-  __device__ static note load_note(const product_span&, int32_t) { return {}; }
-  __device__ static void save_note(note, int32_t, typename memory::probe_notes&) {}
-  __device__ state begin(const product_span& span, int32_t warp, int32_t lane) const {
-    const auto seen = [&](int32_t i) {
-      return given.last_key(span.item, least(warp_row(span, warp) + i, given.num_rows - 1));
-    };
+  /// `notes` are of the chunk with the warp's rows.
+  __device__ state begin(const product_span&, const notes_type& notes, int32_t warp,
+                         int32_t lane) const {
+    const int32_t* own = notes.last_keys + 16 * warp % tuning::chunk_rows;
+    const int32_t* group = notes.last_keys + 64 * (warp / 4) % tuning::chunk_rows;
     state state;
-    state.last_key[0] = seen(lane / 4);
-    state.last_key[1] = seen(lane / 4 + 8);
-    state.warp_first_seen = seen(0);
+    state.last_key[0] = own[lane / 4];
+    state.last_key[1] = own[lane / 4 + 8];
+    state.first_last_key = own[0];
+    state.last_last_key = __reduce_max_sync(whole_warp, own[lane % 16]);
+    state.group_last_key = __reduce_max_sync(whole_warp, most(group[lane], group[lane + 32]));
     return state;
   }
 
@@ -290,68 +230,90 @@ struct row_work {
   __device__ float scale() const { return fmaxf(fabsf(given.scale), 1e-37f); }
 
   /// As in column_work.
-  struct prospect {
-    bool all_seen;  ///< by all of the warp's rows
-    int32_t key;    ///< the lane's first one
-  };
-  __device__ __forceinline__ prospect expect(const product_span& span, int32_t chunk,
-                                             const typename memory::probe_notes&, int32_t first,
-                                             int32_t, int32_t lane, const state& state) const {
-    const int32_t key = span.first + chunk * tuning::chunk_rows + first;
-    return {bool(__all_sync(whole_warp, key + tuning::product_rows - 1 <= state.warp_first_seen)),
-            key + lane % 4 * 2};
+  __device__ __forceinline__ bool is_needed(const product_span& span, int32_t product,
+                                            const notes_type&, int32_t, int32_t,
+                                            const state& state) const {
+    const int32_t key = span.first + product * tuning::product_rows;
+    return __any_sync(whole_warp, key <= state.group_last_key);
   }
+  struct prospect {
+    bool some_seen;  ///< any of the warp's
+    bool all_seen;   ///< all keys by all of the warp's rows
+    int32_t key;     ///< the lane's first one
+  };
+  __device__ __forceinline__ prospect expect(const product_span& span, int32_t product,
+                                             const notes_type&, int32_t, int32_t, int32_t lane,
+                                             const state& state) const {
+    const int32_t key = span.first + product * tuning::product_rows;
+    const int32_t last = key + tuning::product_rows - 1;
+    return {bool(__any_sync(whole_warp, key <= state.last_last_key)),
+            bool(__all_sync(whole_warp, last <= state.first_last_key)), key + lane % 4 * 2};
+  }
+  __device__ __forceinline__ void skip(state&) const {}
   /// Adds the exponentials of a product's keys.
   __device__ __forceinline__ void add(float (&scores)[tuning::num_sums], const prospect& next,
-                                      const product_span&, const typename memory::probe_notes&,
-                                      int32_t, int32_t, int32_t, state& state) const {
+                                      const product_span&, const notes_type&, int32_t, int32_t,
+                                      int32_t, state& state) const {
     if (next.all_seen) {
       add<false>(scores, next.key, state);
-    } else {
+    } else if (next.some_seen) {
       add<true>(scores, next.key, state);
     }
   }
   template <bool Masked>
   __device__ __forceinline__ void add(float (&scores)[tuning::num_sums], int32_t key,
                                       state& state) const {
-    constexpr float nothing = -__builtin_huge_valf();
-    float highest[2] = {nothing, nothing};
+    if constexpr (Masked) {
+      ZIPCACHE_UNROLL
+      for (int32_t i = 0; i < tuning::num_sums; ++i) {
+        const bool is_seen = key + i / 4 * 8 + i % 2 <= state.last_key[i / 2 % 2];
+        scores[i] = is_seen ? scores[i] : -__builtin_huge_valf();
+      }
+    }
+    // Scores far above the reference are seldom, and the sum of their exponentials tells, infinite
+    // or not: a maximum would be a third more instructions.
+    float2 sums = exponentials(scores, state);
+    const float limit = exp2f(reference_margin);
+    if (__any_sync(whole_warp, sums.x > limit || sums.y > limit)) {
+      raise_references(scores, state);
+      sums = exponentials(scores, state);
+    }
+    state.rows[0].sum += sums.x;
+    state.rows[1].sum += sums.y;
+  }
+  /// The sums of a product's exponentials, of the lane's two rows.
+  __device__ __forceinline__ float2 exponentials(const float (&scores)[tuning::num_sums],
+                                                 const state& state) const {
+    float sums[2][2] = {};
     ZIPCACHE_UNROLL
     for (int32_t i = 0; i < tuning::num_sums; ++i) {
       const int32_t upper = i / 2 % 2;
-      if constexpr (Masked) {
-        const bool is_seen = key + i / 4 * 8 + i % 2 <= state.last_key[upper];
-        scores[i] = is_seen ? scores[i] : nothing;
-      }
-      highest[upper] = fmaxf(highest[upper], scores[i]);
+      const float above = fmaf(scores[i], scale(), -state.rows[upper].reference);
+      sums[upper][i % 2] += exp2_approximate(above);
     }
-    const auto above = [&](float score, int32_t upper) {
-      return fmaf(score, scale(), -state.rows[upper].reference);
-    };
-    const bool is_far =
-        above(highest[0], 0) > reference_margin || above(highest[1], 1) > reference_margin;
-    if (__any_sync(whole_warp, is_far)) {
+    return make_float2(sums[0][0] + sums[0][1], sums[1][0] + sums[1][1]);
+  }
+  /// No score is above its row's reference after this.
+  __device__ __forceinline__ void raise_references(const float (&scores)[tuning::num_sums],
+                                                   state& state) const {
+    ZIPCACHE_UNROLL
+    for (int32_t upper = 0; upper < 2; ++upper) {
+      row_sum& row = state.rows[upper];
+      float highest = -__builtin_huge_valf();
       ZIPCACHE_UNROLL
-      for (int32_t upper = 0; upper < 2; ++upper) {
-        row_sum& row = state.rows[upper];
-        const float reference = most(row.reference, highest[upper] * scale());
-        row.sum *= exp2_approximate(row.reference - reference);
-        row.reference = reference;
-      }
+      for (int32_t i = 0; i < tuning::num_sums; ++i)
+        if (i / 2 % 2 == upper) highest = fmaxf(highest, scores[i]);
+      const float reference = most(row.reference, highest * scale());
+      row.sum *= exp2_approximate(row.reference - reference);
+      row.reference = reference;
     }
-    float sums[2][2] = {};
-    ZIPCACHE_UNROLL
-    for (int32_t i = 0; i < tuning::num_sums; ++i)
-      sums[i / 2 % 2][i % 2] += exp2_approximate(above(scores[i], i / 2 % 2));
-    ZIPCACHE_UNROLL
-    for (int32_t upper = 0; upper < 2; ++upper)
-      state.rows[upper].sum += sums[upper][0] + sums[upper][1];
   }
   __device__ void finish(const product_span& span, int32_t warp, int32_t lane,
                          const state& state) const {
     ZIPCACHE_UNROLL
     for (int32_t upper = 0; upper < 2; ++upper) {
-      write_row_sum(given, span.item, span.split, warp_row(span, warp) + 8 * upper + lane / 4, lane,
+      const int32_t row = first_staying(span) + 16 * warp + 8 * upper + lane / 4;
+      write_row_sum(given, span.item, span.split, row, row < end_staying(span), lane,
                     state.rows[upper]);
     }
   }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include <zipcache/core/launch.cuh>
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/detail/warp.cuh>
 #include <zipcache/store/store_arguments.cuh>
@@ -111,6 +112,7 @@ __global__ void __launch_bounds__(store_tuning::prepare_threads)
   const int64_t first = least(block_first + warp * span, given.bitmap_words);
   const int64_t last = least(first + span, given.bitmap_words);
   const bool is_first = blockIdx.x == 0;
+  let_next_kernel_begin();
   save_tile_addresses(given, (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * threads + thread,
                       int64_t{gridDim.x} * gridDim.y * threads);
   if (is_first && blockIdx.y == 0 && thread == 0) *given.next_tile = 0;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include <zipcache/core/launch.cuh>
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/detail/tensor_core.cuh>
 #include <zipcache/detail/warp.cuh>
@@ -140,6 +141,7 @@ __device__ __forceinline__ void run_tile(const store_arguments<Policies, Storage
   auto* shares =
       reinterpret_cast<float2*>(shared + store_memory<Policies>::shares_offset(head_dim));
   if constexpr (has_statistics) {
+    wait_for_earlier_kernels();
     regular_unit = given.is_regular[unit] != 0;
     const int32_t which =
         needed_statistics<
@@ -216,6 +218,9 @@ __global__ void __launch_bounds__(store_tuning::threads,
       reinterpret_cast<std::byte*>(store_shared) + warp * store_memory<Policies>::bytes(head_dim);
   const int32_t all_tiles = given.all_tiles();
   const auto num_tiles = static_cast<int32_t>(given.num_tiles());
+  // statistics_kernel lets this kernel begin when the lists are there: rows may be asked for before
+  // it ends.
+  if constexpr (sides::count == 0) wait_for_earlier_kernels();
   const int32_t warps = static_cast<int32_t>(gridDim.x) * store_tuning::num_warps;
   const int32_t dealt = all_tiles / warps * 3 / 4 * warps;
   int32_t next = static_cast<int32_t>(blockIdx.x) * store_tuning::num_warps + warp;
@@ -243,6 +248,7 @@ __global__ void __launch_bounds__(store_tuning::threads,
       run_tile<false, HeadDim>(given, now.unit, tile, now.entry, now.address, lane, shared);
     }
   }
+  wait_for_earlier_kernels();  // all blocks do, so that what follows this kernel follows those too
 }
 
 }  // namespace

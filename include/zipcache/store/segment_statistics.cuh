@@ -1,12 +1,13 @@
 // The second step of storing prompts on the device, of policies whose segments have parameters:
 // statistics of every channel over the tokens of a class, and what the segment's record keeps of
 // them.
-// In: k, v, class lists. Out: records; in the workspace, what codes need of them.
+// In: k, v, salient bitmap. Out: records; in the workspace, what codes need of them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include <zipcache/core/launch.cuh>
 #include <zipcache/core/numerics.hpp>
 #include <zipcache/detail/warp.cuh>
 #include <zipcache/store/pair_arithmetic.cuh>
@@ -32,26 +33,36 @@ struct row_lanes {
         column(lane % columns) {}
 };
 
-/// Statistics of eight channels of one class.
+/// Statistics of eight channels over some tokens of both classes.
 template <class Quantizer, class Storage>
 struct lane_statistics {
   using needed = needed_statistics<Quantizer>;
-  static constexpr bool ranges = needed::salient || needed::regular;
-  static constexpr int32_t numbers = (ranges ? 2 : 0) + (needed::largest ? 1 : 0);
 
-  unchecked_pair_range<Storage> range[4];
+  unchecked_pair_range<Storage> salient[4];
+  unchecked_pair_range<Storage> regular[4];
   uint32_t largest[4] = {};
 
   /// Whatever is not finite stays and shows at the end.
-  __device__ __forceinline__ void add(int32_t j, uint32_t pair) {
-    if constexpr (ranges) range[j].include(pair);
-    if constexpr (needed::largest) largest[j] = higher_magnitude_or_nan<Storage>(largest[j], pair);
+  __device__ __forceinline__ void add(uint4 values, bool is_salient) {
+    const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
+    ZIPCACHE_UNROLL
+    for (int32_t j = 0; j < 4; ++j) {
+      if constexpr (needed::salient) {
+        if (is_salient) salient[j].include(pairs[j]);
+      }
+      if constexpr (needed::regular) {
+        if (!is_salient) regular[j].include(pairs[j]);
+      }
+      if constexpr (needed::largest)
+        largest[j] = higher_magnitude_or_nan<Storage>(largest[j], pairs[j]);
+    }
   }
   __device__ __forceinline__ bool is_finite() const {
     bool finite = true;
     ZIPCACHE_UNROLL
     for (int32_t j = 0; j < 4; ++j) {
-      if constexpr (ranges) finite = finite && range[j].is_finite();
+      if constexpr (needed::salient) finite = finite && salient[j].is_finite();
+      if constexpr (needed::regular) finite = finite && regular[j].is_finite();
       if constexpr (needed::largest)
         finite = finite && magnitude_pair(add_zero_times<Storage>(largest[j], 0u)) == 0u;
     }
@@ -61,165 +72,173 @@ struct lane_statistics {
   __device__ __forceinline__ void clear() {
     ZIPCACHE_UNROLL
     for (int32_t j = 0; j < 4; ++j) {
-      range[j].lowest = range[j].highest = nan_pair;
+      salient[j].lowest = salient[j].highest = nan_pair;
+      regular[j].lowest = regular[j].highest = nan_pair;
       largest[j] = 0;
     }
   }
-  __device__ __forceinline__ void add_finite(int32_t j, uint32_t pair) {
-    const uint32_t finite = finite_pair<Storage>(pair);
-    range[j].lowest = lower_pair<Storage>(range[j].lowest, finite);
-    range[j].highest = higher_pair<Storage>(range[j].highest, finite);
-    largest[j] = higher_pair<Storage>(largest[j], magnitude_pair(finite));
-  }
-};
-
-/// Tokens [first, last) of a row's list, as a warp reads their channels: a lane 16 bytes of some of
-/// them. Past the last token comes the last one again: it changes nothing.
-template <class Policies, class Storage>
-struct chunk_reader {
-  const store_arguments<Policies, Storage>& given;
-  int64_t row;
-  int64_t first;
-  int64_t last;
-  row_lanes grid;
-  const Storage* tokens;
-  uint32_t token_bytes;
-
-  __device__ __forceinline__ chunk_reader(const store_arguments<Policies, Storage>& arguments,
-                                          bool keys, int64_t of_row, int64_t begin, int64_t end,
-                                          int32_t head_dim, int32_t lane)
-      : given(arguments),
-        row(of_row),
-        first(begin),
-        last(end),
-        grid(lane, head_dim),
-        tokens(arguments.tokens_of(keys, of_row) + grid.column * values_per_load),
-        token_bytes(arguments.token_bytes(keys)) {}
-
-  /// The token of this lane among the 32 from `start` on.
-  __device__ __forceinline__ int32_t listed(int64_t start, int32_t lane) const {
-    return given.listed(row, least<int64_t>(start + lane, last - 1));
-  }
-  __device__ __forceinline__ uint4 load(int32_t own, int32_t index) const {
-    const int32_t token = __shfl_sync(whole_warp, own, index);
-    return *reinterpret_cast<const uint4*>(row_at(tokens, token, token_bytes));
-  }
-  /// Calls add(uint4) for this lane's part of all tokens, `AtOnce` loads under way. `own`: the
-  /// lane's token among the first 32.
-  template <int32_t AtOnce, class Add>
-  __device__ __forceinline__ void for_each(int32_t own, int32_t lane, const Add& add) const {
-#pragma unroll 1
-    for (int64_t start = first; start < last; start += 32) {
-      const int32_t next = listed(start + 32, lane);
-#pragma unroll 1
-      for (int32_t step = 0; step < 32; step += AtOnce * grid.rows) {
-        uint4 values[AtOnce];
-        ZIPCACHE_UNROLL
-        for (int32_t j = 0; j < AtOnce; ++j)
-          values[j] = load(own, 32 % grid.rows == 0 ? step + grid.row + j * grid.rows
-                                                    : least(step + grid.row + j * grid.rows, 31));
-        ZIPCACHE_UNROLL
-        for (int32_t j = 0; j < AtOnce; ++j) add(values[j]);
-      }
-      own = next;
-    }
-  }
-};
-
-/// Adds a lane's statistics, and those of the lanes of the same channels, to those in memory.
-/// `first`: the statistic that the first number goes to
-template <class Quantizer, class Storage>
-__device__ __forceinline__ void merge_statistics(
-    const lane_statistics<Quantizer, Storage>& statistics, const row_lanes& grid, int32_t lane,
-    int32_t head_dim, int32_t first, int32_t* memory) {
-  using lanes = lane_statistics<Quantizer, Storage>;
-  ZIPCACHE_UNROLL
-  for (int32_t number = 0; number < lanes::numbers; ++number) {
-    const bool is_lowest = lanes::ranges && number == 0;
-    const bool is_largest = !lanes::ranges || number == 2;
-    int32_t* place = memory + (is_largest ? largest_magnitude : first + number) * head_dim;
-    // The numbers are dealt out to the rows of lanes.
-    const bool is_own = number % grid.rows == lane / grid.columns;
+  /// What is not finite counts as no value.
+  __device__ __forceinline__ void add_finite(uint4 values, bool is_salient) {
+    const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
+    const auto include = [](unchecked_pair_range<Storage>& range, uint32_t finite) {
+      range.lowest = lower_pair<Storage>(range.lowest, finite);
+      range.highest = higher_pair<Storage>(range.highest, finite);
+    };
     ZIPCACHE_UNROLL
     for (int32_t j = 0; j < 4; ++j) {
-      const uint32_t own = is_largest  ? statistics.largest[j]
-                           : is_lowest ? statistics.range[j].lowest
-                                       : statistics.range[j].highest;
-      uint32_t all = own;
-      for (int32_t other = 0; other < grid.rows; ++other) {
-        const uint32_t pair = __shfl_sync(whole_warp, own, other * grid.columns + grid.column);
-        all = is_lowest ? lower_pair<Storage>(all, pair) : higher_pair<Storage>(all, pair);
+      const uint32_t finite = finite_pair<Storage>(pairs[j]);
+      if (is_salient) {
+        include(salient[j], finite);
+      } else {
+        include(regular[j], finite);
       }
-      const float values[2] = {first_of<Storage>(all), second_of<Storage>(all)};
-      ZIPCACHE_UNROLL
-      for (int32_t i = 0; i < 2; ++i) {
-        // NaN: there was no value. Zeros are +0, as `include` makes them.
-        if (!is_own || !(values[i] == values[i])) continue;
-        const int32_t ordered = ordered_bits(values[i] + 0.0f);
-        int32_t* to = place + (2 * j + i) * grid.columns + grid.column;
-        if (is_lowest) {
-          atomicMin(to, ordered);
-        } else {
-          atomicMax(to, ordered);
-        }
+      largest[j] = higher_pair<Storage>(largest[j], magnitude_pair(finite));
+    }
+  }
+};
+
+/// Adds a warp's lowest or highest values to a statistic in memory, `place`. Of the lanes of the
+/// same channels that of row `own_row` writes, modulo the rows.
+template <bool Lowest, class Storage>
+__device__ __forceinline__ void merge_extreme(const uint32_t (&extremes)[4], const row_lanes& grid,
+                                              int32_t lane, int32_t own_row, int32_t* place) {
+  const bool is_own = own_row % grid.rows == lane / grid.columns;
+  ZIPCACHE_UNROLL
+  for (int32_t j = 0; j < 4; ++j) {
+    uint32_t all = extremes[j];
+    for (int32_t other = 0; other < grid.rows; ++other) {
+      const uint32_t pair =
+          __shfl_sync(whole_warp, extremes[j], other * grid.columns + grid.column);
+      all = Lowest ? lower_pair<Storage>(all, pair) : higher_pair<Storage>(all, pair);
+    }
+    const float values[2] = {first_of<Storage>(all), second_of<Storage>(all)};
+    ZIPCACHE_UNROLL
+    for (int32_t i = 0; i < 2; ++i) {
+      // NaN: there was no value. Zeros are +0, as `include` makes them.
+      if (!is_own || !(values[i] == values[i])) continue;
+      const int32_t ordered = ordered_bits(values[i] + 0.0f);
+      int32_t* to = place + (2 * j + i) * grid.columns + grid.column;
+      if (Lowest) {
+        atomicMin(to, ordered);
+      } else {
+        atomicMax(to, ordered);
       }
     }
   }
 }
 
-/// Tokens of a row's list: those of a chunk.
-struct token_span {
-  int64_t first;
-  int64_t last;
-};
-template <class Policies, class Storage>
-__device__ __forceinline__ token_span chunk_span(const store_arguments<Policies, Storage>& given,
-                                                 int32_t chunk) {
-  const bool is_salient = chunk < given.salient_chunks;
-  const int64_t first = is_salient ? int64_t{chunk} * store_tuning::chunk_tokens
-                                   : given.num_salient + int64_t{chunk - given.salient_chunks} *
-                                                             store_tuning::chunk_tokens;
-  return {first, least<int64_t>(first + store_tuning::chunk_tokens,
-                                is_salient ? given.num_salient : given.num_tokens)};
+/// Adds the range of a class, whose first statistic is `first`.
+template <class Storage>
+__device__ __forceinline__ void merge_ranges(const unchecked_pair_range<Storage> (&ranges)[4],
+                                             const row_lanes& grid, int32_t lane, int32_t head_dim,
+                                             int32_t first, int32_t* memory) {
+  const uint32_t lowest[4] = {ranges[0].lowest, ranges[1].lowest, ranges[2].lowest,
+                              ranges[3].lowest};
+  const uint32_t highest[4] = {ranges[0].highest, ranges[1].highest, ranges[2].highest,
+                               ranges[3].highest};
+  merge_extreme<true, Storage>(lowest, grid, lane, first, memory + first * head_dim);
+  merge_extreme<false, Storage>(highest, grid, lane, first + 1, memory + (first + 1) * head_dim);
 }
 
-/// Chunk `chunk` of a unit: its statistics into memory. `own`: the lane's token among the first 32.
-template <class Quantizer, int HeadDim, class Policies, class Storage>
-__device__ __forceinline__ void add_chunk(const store_arguments<Policies, Storage>& given,
-                                          bool keys, int64_t row, int32_t unit, int32_t chunk,
-                                          int32_t own, int32_t lane, int32_t* memory) {
-  const int32_t head_dim = HeadDim == 0 ? given.layer.head_dim : HeadDim;
-  const bool is_salient = chunk < given.salient_chunks;
-  const token_span span = chunk_span(given, chunk);
-  if (span.first >= span.last) return;
-  const chunk_reader<Policies, Storage> reader(given, keys, row, span.first, span.last, head_dim,
-                                               lane);
-  lane_statistics<Quantizer, Storage> statistics;
-  reader.template for_each<8>(own, lane, [&](uint4 values) {
-    statistics.add(0, values.x);
-    statistics.add(1, values.y);
-    statistics.add(2, values.z);
-    statistics.add(3, values.w);
-  });
-  if (__any_sync(whole_warp, !statistics.is_finite())) {
-    statistics.clear();
-    reader.template for_each<1>(own, lane, [&](uint4 values) {
-      statistics.add_finite(0, values.x);
-      statistics.add_finite(1, values.y);
-      statistics.add_finite(2, values.z);
-      statistics.add_finite(3, values.w);
-    });
-    if (lane == 0) atomicOr(given.non_finite + unit, 1);
+/// Neighbouring tokens of one side of a row, as the lanes of a warp read them.
+template <class Storage>
+struct token_chunk {
+  int32_t count;          ///< of tokens; none where it is not positive
+  const Storage* tokens;  ///< the lane's column of the first one
+  uint32_t token_bytes;
+  uint32_t salient;  ///< lane i: which of the i-th 32 tokens are
+
+  /// Whether there is a salient or a regular token, whatever the lane.
+  __device__ __forceinline__ bool has_salient() const {
+    return __any_sync(whole_warp, salient != 0);
   }
-  merge_statistics(statistics, reader.grid, lane, head_dim,
-                   is_salient ? salient_lowest : regular_lowest, memory);
+  __device__ __forceinline__ bool has_regular(int32_t lane) const {
+    const int32_t left = count - lane * 32;
+    const uint32_t all = left >= 32 ? whole_warp : (left > 0 ? (1u << left) - 1u : 0u);
+    return __any_sync(whole_warp, salient != all);
+  }
+};
+
+/// Tokens [first, first + given.warp_tokens) of a row, as far as it has such.
+template <class Policies, class Storage>
+__device__ __forceinline__ token_chunk<Storage> chunk_at(
+    const store_arguments<Policies, Storage>& given, bool keys, int64_t row, int64_t first,
+    const row_lanes& grid, int32_t lane) {
+  token_chunk<Storage> chunk{};
+  chunk.count = static_cast<int32_t>(least<int64_t>(given.warp_tokens, given.num_tokens - first));
+  if (chunk.count <= 0) return chunk;
+  if (lane * 32 < chunk.count) chunk.salient = given.bitmap_word(row, first / 32 + lane);
+  chunk.token_bytes = given.token_bytes(keys);
+  chunk.tokens = row_at(given.tokens_of(keys, row) + grid.column * values_per_load,
+                        static_cast<int32_t>(first), chunk.token_bytes);
+  return chunk;
 }
 
-/// From a side's statistics to what the record keeps and codes need. True if no value of this
-/// lane's channels needs a clamp.
+/// Calls add(the lane's part of a token, whether that one is salient) for its tokens, `AtOnce`
+/// loads under way. Past the last token comes the last one again: it changes nothing.
+template <int AtOnce, class Storage, class Add>
+__device__ __forceinline__ void for_each_token(const token_chunk<Storage>& chunk,
+                                               const row_lanes& grid, const Add& add) {
+#pragma unroll 1
+  for (int32_t first = 0; first < chunk.count; first += 32) {
+    const Storage* tokens = row_at(chunk.tokens, first, chunk.token_bytes);
+    const int32_t last = least(chunk.count - first, 32) - 1;
+#pragma unroll 1
+    for (int32_t start = grid.row; start <= last + grid.row; start += AtOnce * grid.rows) {
+      const auto token = [&](int32_t load) { return least(start + load * grid.rows, last); };
+      uint4 values[AtOnce];
+      ZIPCACHE_UNROLL
+      for (int32_t j = 0; j < AtOnce; ++j)
+        values[j] = *reinterpret_cast<const uint4*>(row_at(tokens, token(j), chunk.token_bytes));
+      const uint32_t salient = __shfl_sync(whole_warp, chunk.salient, first / 32);
+      ZIPCACHE_UNROLL
+      for (int32_t j = 0; j < AtOnce; ++j) add(values[j], (salient >> token(j) & 1u) != 0);
+    }
+  }
+}
+
+/// A warp's statistics of a chunk. finite: set to whether all values are
+template <class Quantizer, class Storage>
+__device__ __forceinline__ lane_statistics<Quantizer, Storage> gather_chunk(
+    const token_chunk<Storage>& chunk, const row_lanes& grid, bool& finite) {
+  lane_statistics<Quantizer, Storage> statistics;
+  for_each_token<store_tuning::loads_at_once>(
+      chunk, grid, [&](uint4 values, bool is_salient) { statistics.add(values, is_salient); });
+  finite = !__any_sync(whole_warp, !statistics.is_finite());
+  if (finite) return statistics;
+  statistics.clear();
+  for_each_token<1>(chunk, grid, [&](uint4 values, bool is_salient) {
+    statistics.add_finite(values, is_salient);
+  });
+  return statistics;
+}
+
+/// Adds a warp's statistics of a chunk to those in memory.
+template <class Quantizer, class Storage>
+__device__ __forceinline__ void merge_statistics(
+    const lane_statistics<Quantizer, Storage>& statistics, const token_chunk<Storage>& chunk,
+    const row_lanes& grid, int32_t lane, int32_t head_dim, int32_t* memory) {
+  using needed = needed_statistics<Quantizer>;
+  if (chunk.count <= 0) return;
+  if constexpr (needed::salient) {
+    if (chunk.has_salient())
+      merge_ranges(statistics.salient, grid, lane, head_dim, salient_lowest, memory);
+  }
+  if constexpr (needed::regular) {
+    if (chunk.has_regular(lane))
+      merge_ranges(statistics.regular, grid, lane, head_dim, regular_lowest, memory);
+  }
+  if constexpr (needed::largest) {
+    merge_extreme<false, Storage>(statistics.largest, grid, lane, 0,
+                                  memory + largest_magnitude * head_dim);
+  }
+}
+
+/// From a side's statistics to what the record keeps and codes need, a channel a thread. True if no
+/// value of this thread's channels needs a clamp.
 template <class Quantizer, bool Keys, class Policies, class Storage>
 __device__ __forceinline__ bool fit_unit(const store_arguments<Policies, Storage>& given,
-                                         int64_t row, int32_t lane, const int32_t* memory,
+                                         int64_t row, int32_t thread, const int32_t* memory,
                                          float2* scales) {
   using needed = needed_statistics<Quantizer>;
   const int32_t head_dim = given.layer.head_dim;
@@ -229,20 +248,15 @@ __device__ __forceinline__ bool fit_unit(const store_arguments<Policies, Storage
     regular = regular && (range.empty() ||
                           needs_no_clamp<Bits>(range.lowest, range.highest, {scale.x, scale.y}));
   };
-  const auto load = [&](int32_t channel) {
-    const int32_t place = statistic_place(least(channel, head_dim - 1), head_dim);
+#pragma unroll 1
+  for (int32_t channel = thread; channel < head_dim; channel += store_tuning::threads) {
+    const int32_t place = statistic_place(channel, head_dim);
     const auto read = [&](int32_t which) {
       return float_of_ordered(__ldcg(memory + which * head_dim + place));
     };
-    return channel_statistics{{read(salient_lowest), read(salient_highest)},
-                              {read(regular_lowest), read(regular_highest)},
-                              read(largest_magnitude)};
-  };
-  channel_statistics next = load(lane);
-#pragma unroll 1
-  for (int32_t channel = lane; channel < head_dim; channel += 32) {
-    const channel_statistics statistics = next;
-    next = load(channel + 32);
+    const channel_statistics statistics{{read(salient_lowest), read(salient_highest)},
+                                        {read(regular_lowest), read(regular_highest)},
+                                        read(largest_magnitude)};
     save_channel<Quantizer, Keys>(statistics, channel, record, scales);
     if constexpr (needed::salient)
       check.template operator()<needed::salient_bits>(statistics.salient,
@@ -254,76 +268,75 @@ __device__ __forceinline__ bool fit_unit(const store_arguments<Policies, Storage
   return regular;
 }
 
-/// A chunk of a unit's statistics, and the unit's parameters if it was the last one.
-template <int HeadDim, class Policies, class Storage>
-__device__ __forceinline__ void run_chunk(const store_arguments<Policies, Storage>& given,
-                                          int32_t unit, int32_t chunk, int32_t own, int32_t lane) {
-  using sides = store_sides<Policies>;
-  const int64_t row = unit / sides::units;
-  const bool keys = sides::gathers_keys(unit % sides::units);
-  const int32_t head_dim = given.layer.head_dim;
-  int32_t* memory = given.statistics + int64_t{unit} * statistic_count * head_dim;
-  float2* scales = given.scales + int64_t{unit} * side_scales_count * head_dim;
-  if constexpr (sides::of_keys) {
-    if (keys)
-      add_chunk<typename sides::keys, HeadDim>(given, true, row, unit, chunk, own, lane, memory);
-  }
-  if constexpr (sides::of_values) {
-    if (!keys)
-      add_chunk<typename sides::values, HeadDim>(given, false, row, unit, chunk, own, lane, memory);
-  }
-  __syncwarp();
-  int32_t num_before = 0;
-  if (lane == 0) {
+/// Counts a block's chunk of a unit once all its threads came here. True in all threads if it was
+/// the unit's last one; the statistics of the others can be read then.
+__device__ __forceinline__ bool is_last_chunk(int32_t* chunks_done, int32_t chunks) {
+  __shared__ bool is_last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int32_t num_before;
     asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
                  : "=r"(num_before)
-                 : "l"(given.chunks_done + unit)
+                 : "l"(chunks_done)
                  : "memory");
+    is_last = num_before == chunks - 1;
   }
-  if (__shfl_sync(whole_warp, num_before, 0) != given.chunks - 1) return;
-  __syncwarp();  // what the first lane acquired is there for all of them
-  bool regular = __ldcg(given.non_finite + unit) == 0;
-  if constexpr (sides::of_keys) {
-    if (keys) {
-      const bool fits = fit_unit<typename sides::keys, true>(given, row, lane, memory, scales);
-      regular = regular && fits;
-    }
-  }
-  if constexpr (sides::of_values) {
-    if (!keys) {
-      const bool fits = fit_unit<typename sides::values, false>(given, row, lane, memory, scales);
-      regular = regular && fits;
-    }
-  }
-  regular = __all_sync(whole_warp, regular);
-  if (lane == 0) given.is_regular[unit] = regular ? 1 : 0;
+  __syncthreads();
+  return is_last;
+}
+
+/// Chunk `chunk` of a unit, by a block: its statistics into memory, and the unit's parameters if it
+/// was the last one.
+template <class Quantizer, bool Keys, int HeadDim, class Policies, class Storage>
+__device__ __forceinline__ void run_chunk(const store_arguments<Policies, Storage>& given,
+                                          int32_t unit, int32_t chunk) {
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t lane = thread % 32;
+  const int32_t head_dim = HeadDim == 0 ? given.layer.head_dim : HeadDim;
+  const int64_t row = unit / store_sides<Policies>::units;
+  const row_lanes grid(lane, head_dim);
+  const int64_t first =
+      (int64_t{chunk} * store_tuning::num_warps + thread / 32) * given.warp_tokens;
+  const token_chunk<Storage> tokens = chunk_at(given, Keys, row, first, grid, lane);
+  bool finite = true;
+  const lane_statistics<Quantizer, Storage> statistics =
+      gather_chunk<Quantizer>(tokens, grid, finite);
+  // k, v and the bitmap are as they were before prepare_kernel, which was launched behind whatever
+  // made them. What it writes is used from here on, and by the next kernel, which begins behind
+  // this wait.
+  wait_for_earlier_kernels();
+  let_next_kernel_begin();
+  int32_t* memory = given.statistics + int64_t{unit} * statistic_count * head_dim;
+  merge_statistics(statistics, tokens, grid, lane, head_dim, memory);
+  if (!finite && lane == 0) atomicOr(given.non_finite + unit, 1);
+  if (!is_last_chunk(given.chunks_done + unit, given.chunks)) return;
+  float2* scales = given.scales + int64_t{unit} * side_scales_count * head_dim;
+  const bool all_finite = __ldcg(given.non_finite + unit) == 0;
+  const bool fits = fit_unit<Quantizer, Keys>(given, row, thread, memory, scales);
+  const bool regular = __syncthreads_and(all_finite && fits) != 0;
+  if (thread == 0) given.is_regular[unit] = regular ? 1 : 0;
 }
 
 namespace {
 
-// Grid: as many blocks as run at once.
-// Warp: some tokens of one side of a row at a time; the one that finishes a row's side also makes
-// its parameters. Lane: eight channels of every n-th token.
-// Memory: registers. k and v are read once, eight loads of a lane under way.
+// Grid: x = chunk of a unit, all units one after the other.
+// Block: some neighbouring tokens of one side of a row; the one that finishes a row's side also
+// makes its parameters. Warp: a part of these tokens. Lane: eight channels of every n-th token.
+// Memory: registers. k, v and the bitmap are read once, eight loads of a lane under way.
 template <int HeadDim, class Policies, class Storage>
 __global__ void __launch_bounds__(store_tuning::threads,
                                   HeadDim == 0 ? 1 : store_tuning::chunk_blocks)
     statistics_kernel(const __grid_constant__ store_arguments<Policies, Storage> given) {
-  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-  const int32_t num_chunks = given.num_chunks();
-  const int32_t warps = static_cast<int32_t>(gridDim.x) * store_tuning::num_warps;
-#pragma unroll 1
-  for (int32_t number = static_cast<int32_t>(blockIdx.x) * store_tuning::num_warps + warp;
-       number < num_chunks; number += warps) {
-    const int32_t unit = given.by_chunks.quotient(number);
-    const int32_t chunk = number - unit * given.chunks;
-    const token_span span = chunk_span(given, chunk);
-    int32_t own = 0;
-    if (span.first < span.last)
-      own = given.listed(unit / store_sides<Policies>::units,
-                         least<int64_t>(span.first + lane, span.last - 1));
-    run_chunk<HeadDim>(given, unit, chunk, own, lane);
+  using sides = store_sides<Policies>;
+  const auto number = static_cast<int32_t>(blockIdx.x);
+  const int32_t unit = given.by_chunks.quotient(number);
+  const int32_t chunk = number - unit * given.chunks;
+  const bool keys = sides::gathers_keys(unit % sides::units);
+  if constexpr (sides::of_keys) {
+    if (keys) run_chunk<typename sides::keys, true, HeadDim>(given, unit, chunk);
+  }
+  if constexpr (sides::of_values) {
+    if (!keys) run_chunk<typename sides::values, false, HeadDim>(given, unit, chunk);
   }
 }
 

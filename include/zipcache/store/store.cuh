@@ -1,7 +1,8 @@
 // Storing on the device: keys, values and the salient set of prompts become pages, segment records,
-// bitmaps and page table entries of a device_layer. Three launches: class lists and tables; channel
-// statistics and what the segment keeps of them, of policies that have such; codes. In: k, v
-// [num_kv_heads, num_tokens, head_dim], salient bitmap. Twin: store.hpp.
+// bitmaps and page table entries of a device_layer. Three launches, each of which begins before the
+// one in front of it ends: class lists and tables; channel statistics and what the segment keeps of
+// them, of policies that have such; codes. In: k, v [num_kv_heads, num_tokens, head_dim], salient
+// bitmap. Twin: store.hpp.
 // @equality same_bytes
 #pragma once
 
@@ -11,6 +12,7 @@
 
 #include <zipcache/core/batch.hpp>
 #include <zipcache/core/cuda.cuh>
+#include <zipcache/core/launch.cuh>
 #include <zipcache/core/view.hpp>
 #include <zipcache/core/workspace.cuh>
 #include <zipcache/store/class_lists.cuh>
@@ -92,20 +94,17 @@ void launch_store_kernels(cudaStream_t stream, const store_arguments<Policies, S
                cudaFuncSetAttribute(store_kernel<HeadDim, Policies, Storage>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   }
-  const auto blocks_of = [](int64_t items, int32_t at_once) {
-    return static_cast<unsigned>(least<int64_t>(ceil_div<int64_t>(items, store_tuning::num_warps),
-                                                int64_t{at_once} * num_multiprocessors()));
-  };
   if constexpr (store_sides<Policies>::count > 0) {
-    statistics_kernel<HeadDim><<<blocks_of(given.num_chunks(), store_tuning::chunk_blocks),
-                                 store_tuning::threads, 0, stream>>>(given);
-    check_launch("store: statistics_kernel");
+    launch_closely("store: statistics_kernel", statistics_kernel<HeadDim, Policies, Storage>,
+                   static_cast<unsigned>(given.num_chunks()), store_tuning::threads, 0, stream,
+                   given);
   }
   if (given.all_tiles() == 0) return;
-  store_kernel<HeadDim>
-      <<<blocks_of(given.all_tiles(), store_tuning::tile_blocks), store_tuning::threads,
-         static_cast<size_t>(shared_bytes), stream>>>(given);
-  check_launch("store: store_kernel");
+  const int64_t blocks = least<int64_t>(ceil_div(given.all_tiles(), store_tuning::num_warps),
+                                        int64_t{store_tuning::tile_blocks} * num_multiprocessors());
+  launch_closely("store: store_kernel", store_kernel<HeadDim, Policies, Storage>,
+                 static_cast<unsigned>(blocks), store_tuning::threads,
+                 static_cast<size_t>(shared_bytes), stream, given);
 }
 
 template <class Policies, class Storage>
@@ -123,6 +122,22 @@ void launch_store(cudaStream_t stream, const store_arguments<Policies, Storage>&
   } else {
     launch_store_kernels<0>(stream, given);
   }
+}
+
+/// Sets what the blocks that gather statistics have to do: chunks as long as all multiprocessors
+/// have some.
+template <class Policies, class Storage>
+void plan_chunks(store_arguments<Policies, Storage>& given) {
+  const auto plan = [&](int32_t warp_tokens) {
+    given.warp_tokens = warp_tokens;
+    // A segment without tokens has parameters too.
+    given.chunks = static_cast<int32_t>(most<int64_t>(
+        1, ceil_div<int64_t>(given.num_tokens, int64_t{store_tuning::num_warps} * warp_tokens)));
+  };
+  const int64_t enough = 2 * num_multiprocessors();
+  plan(store_tuning::most_warp_tokens);
+  while (given.warp_tokens > 32 && int64_t{given.num_units()} * given.chunks < enough)
+    plan(given.warp_tokens / 2);
 }
 
 template <class Policies, class Storage>
@@ -143,15 +158,7 @@ store_arguments<Policies, Storage> plan_store(const device_layer<Policies, Stora
     given.tiles_per_page = ceil_div(given.plan.salient_tiles, given.plan.num_pages) +
                            least(largest_room, given.plan.regular_tiles);
   }
-  using sides = store_sides<Policies>;
-  const auto chunks_of = [](int64_t tokens) {
-    return static_cast<int32_t>(ceil_div<int64_t>(tokens, store_tuning::chunk_tokens));
-  };
-  if constexpr (sides::count > 0) {
-    given.salient_chunks = chunks_of(num_salient);
-    // A segment without tokens has parameters too.
-    given.chunks = most(1, given.salient_chunks + chunks_of(num_tokens - num_salient));
-  }
+  if constexpr (store_sides<Policies>::count > 0) plan_chunks(given);
   // Numbers of items fit, or check_store refuses the call.
   const auto tiles = static_cast<int32_t>(least<int64_t>(given.unit_tiles(), 2000000000));
   given.by_head = divisor(layer.num_kv_heads);

@@ -23,12 +23,13 @@ struct store_tuning {
   static constexpr int32_t prepare_words = 128;  ///< of a bitmap, by one block
   static constexpr int32_t num_warps = 4;
   static constexpr int32_t threads = 32 * num_warps;
-  static constexpr int32_t tile_blocks = 5;  ///< of a multiprocessor, at 128 channels
-  /// Likewise, of those that gather statistics. At 8 x 4096 tokens every warp then has one chunk;
-  /// with 7 blocks some had two, and all took 108 us instead of 102 (H200).
-  static constexpr int32_t chunk_blocks = 8;
-  /// Tokens whose statistics a warp gathers at once; 64: 110 us.
-  static constexpr int32_t chunk_tokens = 128;
+  static constexpr int32_t tile_blocks = 5;   ///< of a multiprocessor, at 128 channels
+  static constexpr int32_t chunk_blocks = 7;  ///< likewise, of those that gather statistics
+  /// Tokens whose statistics a warp gathers, where all multiprocessors have enough to do then.
+  /// 8 x 4096 tokens take 90 us with 256, 92 with 128 (H200).
+  static constexpr int32_t most_warp_tokens = 256;
+  /// Loads of a lane under way at once while it does.
+  static constexpr int32_t loads_at_once = 8;
 };
 
 /// Values that a thread reads at once.
@@ -112,11 +113,11 @@ struct store_arguments {
   int64_t tiles_per_page;  ///< at most
 
   // Work of a row's unit, in the order in which it is taken up.
-  int32_t salient_chunks;  ///< of statistics
-  int32_t chunks;          ///< all
-  divisor by_head;         ///< divides a row by the number of heads,
-  divisor by_chunks;       ///< a chunk by those of a unit,
-  divisor by_tiles;        ///< and a tile by those of a unit
+  int32_t warp_tokens;  ///< tokens of a chunk that each of its warps has, a multiple of 32
+  int32_t chunks;       ///< of statistics
+  divisor by_head;      ///< divides a row by the number of heads,
+  divisor by_chunks;    ///< a chunk by those of a unit,
+  divisor by_tiles;     ///< and a tile by those of a unit
 
   int32_t* lists;        ///< [rows, num_tokens]: salient tokens, then regular ones, each ascending
   tile_address* tiles;   ///< [salient tiles, regular tiles]

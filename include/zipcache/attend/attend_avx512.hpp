@@ -151,6 +151,16 @@ ZIPCACHE_AVX512 inline void transpose_in_lanes(__m512i (&x)[4]) {
   x[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 
+/// A vector that several instructions use: g++ would load it for each, and a load is as long as a
+/// vpdpbusd.
+ZIPCACHE_AVX512 inline __m512i loaded_once(const float* vector) {
+  __m512i x = _mm512_load_si512(vector);
+#if !defined(__clang__)
+  __asm__("" : "+v"(x));
+#endif
+  return x;
+}
+
 /// Dot products of `Rows` queries with tokens g .. g + 3 of two octets, as floats that still have
 /// to be summed over the 128-bit lanes. words: those of g in the first block of channels; `Place`
 /// is the bit where the first octet's field begins, and dots are 2^Place times too large, those of
@@ -166,22 +176,32 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
                             _mm512_set1_epi32(static_cast<int>(
                                 0x01010101u * static_cast<uint32_t>(field << (Place + Bits))))};
   __m512i sums[Rows][2][used_digits];
-  for (int row = 0; row < Rows; ++row)
-    for (int octet = 0; octet < 2; ++octet)
+  ZIPCACHE_UNROLL
+  for (int row = 0; row < Rows; ++row) {
+    ZIPCACHE_UNROLL
+    for (int octet = 0; octet < 2; ++octet) {
+      ZIPCACHE_UNROLL
       for (int digit = 0; digit < used_digits; ++digit)
         sums[row][octet][digit] = _mm512_setzero_si512();
+    }
+  }
   for (int32_t four_blocks = 0; four_blocks < blocks; four_blocks += 4) {
     __m512i x[4];
+    ZIPCACHE_UNROLL
     for (int g = 0; g < 4; ++g) x[g] = _mm512_loadu_si512(words + four_blocks * 32 + 16 * g);
     transpose_in_lanes(x);
+    ZIPCACHE_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int32_t block = four_blocks + i;
       // Codes stay where they lie in their byte: the power of two leaves with the sums.
       const __m512i codes[2] = {_mm512_and_si512(x[i], masks[0]), _mm512_and_si512(x[i], masks[1])};
+      ZIPCACHE_UNROLL
       for (int row = 0; row < Rows; ++row) {
         const float* q = key_digits + (row * blocks + block) * digits * 16;
+        ZIPCACHE_UNROLL
         for (int digit = 0; digit < 2; ++digit) {
-          const __m512i factor = _mm512_load_si512(q + 16 * digit);
+          const __m512i factor = loaded_once(q + 16 * digit);
+          ZIPCACHE_UNROLL
           for (int octet = 0; octet < 2; ++octet)
             sums[row][octet][digit] =
                 _mm512_dpbusd_epi32(sums[row][octet][digit], codes[octet], factor);
@@ -189,16 +209,20 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
       }
       if constexpr (AnyThird) {
         if (!has_third[block]) continue;
+        ZIPCACHE_UNROLL
         for (int row = 0; row < Rows; ++row) {
           const float* q = key_digits + (row * blocks + block) * digits * 16;
-          const __m512i factor = _mm512_load_si512(q + 32);
+          const __m512i factor = loaded_once(q + 32);
+          ZIPCACHE_UNROLL
           for (int octet = 0; octet < 2; ++octet)
             sums[row][octet][2] = _mm512_dpbusd_epi32(sums[row][octet][2], codes[octet], factor);
         }
       }
     }
   }
+  ZIPCACHE_UNROLL
   for (int row = 0; row < Rows; ++row) {
+    ZIPCACHE_UNROLL
     for (int octet = 0; octet < 2; ++octet) {
       const __m512i low =
           _mm512_add_epi32(_mm512_slli_epi32(sums[row][octet][1], 8), sums[row][octet][0]);
@@ -227,6 +251,7 @@ ZIPCACHE_AVX512 inline void score_half_tile(const uint32_t* tile, int32_t blocks
   constexpr float unit = 1.0f / static_cast<float>(1 << place);
   const __m512 places = _mm512_mask_mov_ps(_mm512_set1_ps(unit), 0xff00,
                                            _mm512_set1_ps(unit / static_cast<float>(1 << Bits)));
+  ZIPCACHE_UNROLL
   for (int row = 0; row < Rows; ++row) {
     const __m512 dots = sum_lanes(low[row][0], high[row][0], low[row][1], high[row][1]);
     _mm512_store_ps(scores + row * tile_tokens + 16 * HalfTile,

@@ -13,9 +13,9 @@
 
 // Unrolls a short loop whole. g++ must be told before it decides what stays in registers: else it
 // keeps arrays of vectors in memory. (nvcc's own front end knows no such pragma in host code.)
-#if defined(__CUDA_ARCH__) || (defined(__clang__) && !defined(__CUDACC__))
+#if defined(__CUDA_ARCH__)
 #define ZIPCACHE_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__) && !defined(__CUDACC__)
+#elif defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
 #define ZIPCACHE_UNROLL _Pragma("GCC unroll 16")
 #else
 #define ZIPCACHE_UNROLL

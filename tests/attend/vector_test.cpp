@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <zipcache/attend/attend.hpp>
+#include <zipcache/attend/attend_packed.hpp>
 #include <zipcache/policy/presets.hpp>
 
 #include "support/attention_check.hpp"
@@ -93,6 +94,51 @@ TEST_CASE("attend: relative L2 error is at most 2e-4, outlier channels and sinks
                                                 1.0f) <= 2e-4);
   });
 }
+
+#if ZIPCACHE_X86_VECTORS
+TEST_CASE("attend: scores by AVX-512 are sums of rounded queries, wherever third digits are met",
+          "[attend][vector]") {
+  using detail::third_digits;
+  if (detail::supported_cpu() < detail::cpu_level::avx512) return;
+  constexpr int32_t dim = 128, rows = 4;
+  const auto [outliers, place] = GENERATE(table<int32_t, third_digits>(
+      {{0, third_digits::none}, {7, third_digits::gathered}, {50, third_digits::in_place}}));
+  std::vector<float> q = zipcache_test::make_values(content::gaussian, rows, 1, dim, 3);
+  for (int32_t row = 0; row < rows; ++row) {
+    for (int32_t channel = 0; channel < dim; ++channel)
+      q[static_cast<size_t>(row * dim + channel)] *= channel * 5 % dim < outliers ? 3.0f : 0.01f;
+  }
+  std::vector<uint32_t> tile(static_cast<size_t>(code_tile<key_layout, 4>::words(dim)));
+  const auto code = [](int32_t token, int32_t channel) {
+    return static_cast<uint32_t>(mix64(static_cast<uint64_t>(token * dim + channel)) >> 60);
+  };
+  for (int32_t token = 0; token < tile_tokens; ++token) {
+    for (int32_t channel = 0; channel < dim; ++channel)
+      code_tile<key_layout, 4>::save(tile.data(), dim, token, channel, code(token, channel));
+  }
+  detail::packed_scratch scratch;
+  detail::split_queries<4>(q.data(), rows, dim, scratch);
+  scratch.reset(rows, dim);
+  REQUIRE(scratch.third[0] == place);
+  detail::score_packed_keys<4, rows>(tile.data(), dim, scratch.key_digits.data(),
+                                     detail::third_digit_view(scratch, 0), scratch.scales,
+                                     scratch.scores.data());
+  for (int32_t row = 0; row < rows; ++row) {
+    for (int32_t token = 0; token < tile_tokens; ++token) {
+      double exact = 0.0, allowed = 0.0;
+      for (int32_t channel = 0; channel < dim; ++channel) {
+        const double value = static_cast<double>(q[static_cast<size_t>(row * dim + channel)]);
+        exact += value * code(token, channel);
+        // Half a unit of the integer, and what sums of up to 24 bits lose as floats.
+        allowed += (0.5 * static_cast<double>(scratch.scales[row]) + 0x1p-22 * std::fabs(value)) *
+                   code(token, channel);
+      }
+      const auto got = static_cast<double>(scratch.scores.data()[row * tile_tokens + token]);
+      REQUIRE(std::fabs(got - exact) <= allowed);
+    }
+  }
+}
+#endif
 
 TEST_CASE("attend: ZIPCACHE_CPU names an instruction set, and other names are refused",
           "[attend][vector]") {

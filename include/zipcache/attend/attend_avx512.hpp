@@ -8,7 +8,9 @@
 //           channels 16 * cb + 4 * t .. + 3 of four tokens, and only t is left to be summed, once
 //           for 128 channels. Queries with their steps are integers of two or three signed bytes:
 //           what rounding costs is an absolute error of the score, so the step is chosen by that,
-//           and only blocks of channels that need it (outliers) get a third byte.
+//           and only channels that need it (outliers) get a third byte. Where they are few, their
+//           codes are gathered in one vector, which stands for one block more instead of all that
+//           an outlier lies in.
 //   values  A masked word becomes a float as it lies; its power of two goes into the probabilities
 //           (for the token) and out of the result (for the channel octet). Accumulators keep the
 //           order of the words and are summed over t and token halves when the class is done.
@@ -55,19 +57,31 @@ class aligned_floats {
   float* first_ = nullptr;
 };
 
+/// Where the third digits of a chunk of queries are met by codes.
+enum class third_digits {
+  none,      ///< there are none
+  gathered,  ///< codes of their channels are gathered in one vector
+  in_place,  ///< in the blocks of channels that have some: too many to be gathered
+};
+
 /// What one class of a segment needs beside attend_rows; reused from call to call.
 struct packed_scratch {
   static constexpr int32_t most_rows = 16;
   static constexpr int32_t digits = 3;
   static constexpr int32_t row_chunk = 4;
 
-  aligned_floats key_digits;  ///< [rows, head_dim / 16, digits] vectors of 64 bytes
-  aligned_floats sums;        ///< [rows, head_dim / 2] vectors: weighted values, in word order
-  aligned_floats weights;     ///< [rows, 4] vectors: probabilities in word order
-  aligned_floats totals;      ///< [rows, 2] vectors: sums of probabilities, and of them x minima
-  aligned_floats scores;      ///< [rows, 32]
-  float maxima[most_rows];    ///< what the probabilities are relative to
-  float scales[most_rows];    ///< of the integers that stand for the queries
+  static constexpr int32_t most_chunks = most_rows / row_chunk;
+  static constexpr int32_t most_blocks = 16;
+
+  aligned_floats key_digits;       ///< [rows, head_dim / 16, digits] vectors of 64 bytes
+  aligned_floats gathers;          ///< [most_chunks, most_blocks] vectors: which bytes of a block
+  aligned_floats gathered_digits;  ///< [most_rows] vectors: third digits of the gathered channels
+  aligned_floats sums;             ///< [rows, head_dim / 2] vectors: weighted values, in word order
+  aligned_floats weights;          ///< [rows, 4] vectors: probabilities in word order
+  aligned_floats totals;    ///< [rows, 2] vectors: sums of probabilities, and of them x minima
+  aligned_floats scores;    ///< [rows, 32]
+  float maxima[most_rows];  ///< what the probabilities are relative to
+  float scales[most_rows];  ///< of the integers that stand for the queries
 
   void reset(int32_t rows, int32_t head_dim) {
     const size_t count = static_cast<size_t>(rows);
@@ -79,8 +93,23 @@ struct packed_scratch {
     std::fill_n(totals.data(), rows * 32, 0.0f);
     std::fill_n(maxima, rows, -std::numeric_limits<float>::infinity());
   }
-  /// Whether some row of a chunk has a third digit in a block of 16 channels.
-  bool has_third[most_rows / row_chunk][16];
+  third_digits third[most_chunks];
+  /// The channels of a block in which some row of a chunk has a third digit, one bit each.
+  uint16_t third_channels[most_chunks][most_blocks];
+};
+
+/// What scoring needs to know of a chunk's third digits.
+struct third_digit_view {
+  third_digits place;
+  const uint16_t* channels;  ///< [blocks]
+  const float* gathers;      ///< [blocks] vectors
+  const float* digits;       ///< [rows of the chunk] vectors
+
+  third_digit_view(const packed_scratch& scratch, int32_t chunk)
+      : place(scratch.third[chunk]),
+        channels(scratch.third_channels[chunk]),
+        gathers(scratch.gathers.data() + chunk * packed_scratch::most_blocks * 16),
+        digits(scratch.gathered_digits.data() + chunk * packed_scratch::row_chunk * 16) {}
 };
 
 /// Sums over the four 128-bit lanes of four vectors; lane i of the result is that of x[i].
@@ -105,6 +134,44 @@ ZIPCACHE_AVX512 inline void store_digits(__m512i integers, float* vectors) {
   }
 }
 
+/// Decides where the third digits of a chunk, rows [first, last), are met. Codes are gathered
+/// within 128 bits, where 4 * k + j is channel 4 * t + j of token k, so there is room for four
+/// channels of each t.
+inline void place_third_digits(packed_scratch& scratch, int32_t first, int32_t last,
+                               int32_t blocks) {
+  const int32_t chunk = first / packed_scratch::row_chunk;
+  const uint16_t* channels = scratch.third_channels[chunk];
+  auto* gathers =
+      reinterpret_cast<uint8_t*>(scratch.gathers.data() + chunk * packed_scratch::most_blocks * 16);
+  auto* gathered = reinterpret_cast<uint8_t*>(scratch.gathered_digits.data() + first * 16);
+  const auto* digits = reinterpret_cast<const uint8_t*>(scratch.key_digits.data());
+  constexpr uint8_t zero = 0x80;  // of a byte shuffle
+  std::fill_n(gathers, blocks * 64, zero);
+  std::fill_n(gathered, (last - first) * 64, uint8_t{0});
+  third_digits& place = scratch.third[chunk];
+  place = third_digits::none;
+  int32_t used[4] = {};
+  for (int32_t channel = 0; channel < 16 * blocks; ++channel) {
+    const int32_t block = channel / 16;
+    if ((channels[block] >> channel % 16 & 1) == 0) continue;
+    const int32_t t = channel % 16 / 4;
+    const int32_t j = channel % 4;
+    if (used[t] == 4) {
+      place = third_digits::in_place;
+      return;
+    }
+    place = third_digits::gathered;
+    const int32_t slot = used[t]++;
+    for (int32_t k = 0; k < 4; ++k) {
+      gathers[block * 64 + 16 * t + 4 * k + slot] = static_cast<uint8_t>(4 * k + j);
+      for (int32_t row = first; row < last; ++row) {
+        gathered[(row - first) * 64 + 16 * t + 4 * k + slot] =
+            digits[((row * blocks + block) * packed_scratch::digits + 2) * 64 + 16 * t + j];
+      }
+    }
+  }
+}
+
 /// Turns folded queries into integers of up to three digits. The rounding of a query adds to a
 /// score at most scale * 0.29 * sqrt(head_dim) * (spread of the codes: 0.29 * 2^bits), here 1.6e-4,
 /// and what all codes have in common leaves with the softmax; or less where two digits allow it.
@@ -115,10 +182,12 @@ ZIPCACHE_AVX512 inline void split_queries(const float* q, int32_t rows, int32_t 
   constexpr float two_digits = 32639.0f, three_digits = 8.0e6f;
   const int32_t blocks = head_dim / 16;
   scratch.key_digits.resize(static_cast<size_t>(rows * blocks * packed_scratch::digits) * 16);
+  scratch.gathers.resize(packed_scratch::most_chunks * packed_scratch::most_blocks * 16);
+  scratch.gathered_digits.resize(packed_scratch::most_rows * 16);
   const float wanted = 1.6e-4f / (0.084f * std::sqrt(static_cast<float>(head_dim)) * (1 << Bits));
   for (int32_t row = 0; row < rows; ++row) {
-    bool* has_third = scratch.has_third[row / packed_scratch::row_chunk];
-    if (row % packed_scratch::row_chunk == 0) std::fill(has_third, has_third + 16, false);
+    uint16_t* third_channels = scratch.third_channels[row / packed_scratch::row_chunk];
+    if (row % packed_scratch::row_chunk == 0) std::fill_n(third_channels, blocks, uint16_t{0});
     const float* source = q + row * head_dim;
     __m512 largest = _mm512_setzero_ps();
     for (int32_t block = 0; block < blocks; ++block)
@@ -132,11 +201,13 @@ ZIPCACHE_AVX512 inline void split_queries(const float* q, int32_t rows, int32_t 
           _mm512_mul_ps(_mm512_loadu_ps(source + 16 * block), _mm512_set1_ps(inverse)));
       const __mmask16 beyond =
           _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(integers), _mm512_set1_epi32(32639));
-      has_third[block] = has_third[block] || beyond != 0;
+      third_channels[block] = static_cast<uint16_t>(third_channels[block] | beyond);
       store_digits(integers, scratch.key_digits.data() +
                                  (row * blocks + block) * packed_scratch::digits * 16);
     }
   }
+  for (int32_t first = 0; first < rows; first += packed_scratch::row_chunk)
+    place_third_digits(scratch, first, least(rows, first + packed_scratch::row_chunk), blocks);
 }
 
 /// Transposes the 32-bit elements of each 128-bit lane of four vectors.
@@ -165,12 +236,13 @@ ZIPCACHE_AVX512 inline __m512i loaded_once(const float* vector) {
 /// to be summed over the 128-bit lanes. words: those of g in the first block of channels; `Place`
 /// is the bit where the first octet's field begins, and dots are 2^Place times too large, those of
 /// the second octet 2^(Place + Bits) times. dots [Rows, 2]
-template <int Bits, int Place, bool AnyThird, int Rows>
+template <int Bits, int Place, third_digits Third, int Rows>
 ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* key_digits,
-                                            const bool* has_third, int32_t blocks,
+                                            const third_digit_view& third, int32_t blocks,
                                             __m512 (&dots)[Rows][2]) {
   constexpr int digits = packed_scratch::digits;
-  constexpr int used_digits = AnyThird ? 3 : 2;
+  constexpr bool in_place = Third == third_digits::in_place;
+  constexpr int used_digits = in_place ? 3 : 2;
   constexpr int field = (1 << Bits) - 1;
   const __m512i masks[2] = {_mm512_set1_epi32(0x01010101 * (field << Place)),
                             _mm512_set1_epi32(static_cast<int>(
@@ -185,6 +257,7 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
         sums[row][octet][digit] = _mm512_setzero_si512();
     }
   }
+  [[maybe_unused]] __m512i gathered = _mm512_setzero_si512();
   for (int32_t four_blocks = 0; four_blocks < blocks; four_blocks += 4) {
     __m512i x[4];
     ZIPCACHE_UNROLL
@@ -207,8 +280,12 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
                 _mm512_dpbusd_epi32(sums[row][octet][digit], codes[octet], factor);
         }
       }
-      if constexpr (AnyThird) {
-        if (!has_third[block]) continue;
+      if constexpr (Third == third_digits::gathered) {
+        gathered = _mm512_or_si512(
+            gathered, _mm512_shuffle_epi8(x[i], _mm512_load_si512(third.gathers + 16 * block)));
+      }
+      if constexpr (in_place) {
+        if (third.channels[block] == 0) continue;
         ZIPCACHE_UNROLL
         for (int row = 0; row < Rows; ++row) {
           const float* q = key_digits + (row * blocks + block) * digits * 16;
@@ -227,27 +304,36 @@ ZIPCACHE_AVX512 inline void dot_four_tokens(const uint32_t* words, const float* 
       const __m512i low =
           _mm512_add_epi32(_mm512_slli_epi32(sums[row][octet][1], 8), sums[row][octet][0]);
       dots[row][octet] = _mm512_cvtepi32_ps(low);
-      if constexpr (AnyThird)
-        dots[row][octet] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[row][octet][2]),
-                                           _mm512_set1_ps(65536.0f), dots[row][octet]);
+      if constexpr (Third != third_digits::none) {
+        __m512i high;
+        if constexpr (in_place) {
+          high = sums[row][octet][2];
+        } else {
+          high =
+              _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_and_si512(gathered, masks[octet]),
+                                  _mm512_load_si512(third.digits + 16 * row));
+        }
+        dots[row][octet] =
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(65536.0f), dots[row][octet]);
+      }
     }
   }
 }
 
 /// Scores of the 16 tokens of one half of a tile.
-template <int Bits, int HalfTile, bool AnyThird, int Rows>
+template <int Bits, int HalfTile, third_digits Third, int Rows>
 ZIPCACHE_AVX512 inline void score_half_tile(const uint32_t* tile, int32_t blocks,
-                                            const float* key_digits, const bool* has_third,
+                                            const float* key_digits, const third_digit_view& third,
                                             const float* scales, float* scores) {
   // At 4 bits the second half has words of its own, at 2 bits the upper half of the same bytes.
   const uint32_t* words = tile + (Bits == 4 ? HalfTile * blocks * 32 : 0);
   constexpr int place = Bits == 4 ? 0 : HalfTile * 2 * Bits;
   __m512 low[Rows][2], high[Rows][2];
-  dot_four_tokens<Bits, place, AnyThird, Rows>(words, key_digits, has_third, blocks, low);
+  dot_four_tokens<Bits, place, Third, Rows>(words, key_digits, third, blocks, low);
   // Nothing happens here, but g++ would else keep the queries' digits of both calls in 30 spilled
   // registers.
   __asm__ volatile("" ::: "memory");
-  dot_four_tokens<Bits, place, AnyThird, Rows>(words + 64, key_digits, has_third, blocks, high);
+  dot_four_tokens<Bits, place, Third, Rows>(words + 64, key_digits, third, blocks, high);
   constexpr float unit = 1.0f / static_cast<float>(1 << place);
   const __m512 places = _mm512_mask_mov_ps(_mm512_set1_ps(unit), 0xff00,
                                            _mm512_set1_ps(unit / static_cast<float>(1 << Bits)));
@@ -262,21 +348,28 @@ ZIPCACHE_AVX512 inline void score_half_tile(const uint32_t* tile, int32_t blocks
 /// scores[row][token] = codes of the token . folded query, for `Rows` rows. scores [Rows, 32]
 template <int Bits, int Rows>
 ZIPCACHE_AVX512 inline void score_packed_keys(const uint32_t* tile, int32_t head_dim,
-                                              const float* key_digits, const bool* has_third,
-                                              const float* scales, float* scores) {
+                                              const float* key_digits,
+                                              const third_digit_view& third, const float* scales,
+                                              float* scores) {
+  using enum third_digits;
   const int32_t blocks = head_dim / 16;
-  if (std::find(has_third, has_third + blocks, true) == has_third + blocks) {
-    score_half_tile<Bits, 0, false, Rows>(tile, blocks, key_digits, has_third, scales, scores);
-    score_half_tile<Bits, 1, false, Rows>(tile, blocks, key_digits, has_third, scales, scores);
+  if (third.place == none) {
+    score_half_tile<Bits, 0, none, Rows>(tile, blocks, key_digits, third, scales, scores);
+    score_half_tile<Bits, 1, none, Rows>(tile, blocks, key_digits, third, scales, scores);
+    return;
+  }
+  if (third.place == gathered) {
+    score_half_tile<Bits, 0, gathered, Rows>(tile, blocks, key_digits, third, scales, scores);
+    score_half_tile<Bits, 1, gathered, Rows>(tile, blocks, key_digits, third, scales, scores);
     return;
   }
   // Three digits of four rows are more accumulators than there are registers.
   constexpr int first = Rows > 2 ? 2 : Rows;
-  score_half_tile<Bits, 0, true, first>(tile, blocks, key_digits, has_third, scales, scores);
-  score_half_tile<Bits, 1, true, first>(tile, blocks, key_digits, has_third, scales, scores);
+  score_half_tile<Bits, 0, in_place, first>(tile, blocks, key_digits, third, scales, scores);
+  score_half_tile<Bits, 1, in_place, first>(tile, blocks, key_digits, third, scales, scores);
   if constexpr (Rows > first) {
     key_digits += first * head_dim * packed_scratch::digits;
-    score_packed_keys<Bits, Rows - first>(tile, head_dim, key_digits, has_third, scales + first,
+    score_packed_keys<Bits, Rows - first>(tile, head_dim, key_digits, third, scales + first,
                                           scores + first * tile_tokens);
   }
 }

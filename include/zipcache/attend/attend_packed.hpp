@@ -102,7 +102,7 @@ void attend_packed_class(const segment<Policies>& sealed, int32_t head, attend_r
       const std::vector<float>& offset = keys_by_token ? rows.group_sums : rows.bias;
       score_packed_keys<tile::key_bits, size()>(
           keys, head_dim, packed.key_digits.data() + first * head_dim * packed_scratch::digits,
-          packed.has_third[chunk], packed.scales + first, scores);
+          third_digit_view(packed, chunk), packed.scales + first, scores);
       weigh_packed_rows<size()>(packed, first, head_dim, count, scores,
                                 keys_by_token ? &key_pairs : nullptr, offset.data() + first,
                                 values_by_token ? &value_pairs : nullptr);

@@ -18,7 +18,7 @@
 #include <zipcache/store/layout.hpp>
 #if ZIPCACHE_X86_VECTORS
 #include <zipcache/attend/attend_amx.hpp>
-#include <zipcache/attend/attend_avx512.hpp>
+#include <zipcache/attend/packed_scratch.hpp>
 #endif
 
 namespace zipcache {

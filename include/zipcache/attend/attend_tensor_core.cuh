@@ -6,6 +6,7 @@
 
 #include <zipcache/attend/attend_merge.cuh>
 #include <zipcache/attend/attend_schedule.cuh>
+#include <zipcache/attend/attend_shared.cuh>
 #include <zipcache/attend/folded_query.cuh>
 #include <zipcache/attend/lane_state.cuh>
 #include <zipcache/attend/tensor_core_tile.cuh>
@@ -36,101 +37,6 @@ inline constexpr bool tensor_core_class = [] {
 template <class Policies>
 inline constexpr bool uses_tensor_cores = tensor_core_class<Policies, token_class::salient>&&
     tensor_core_class<Policies, token_class::regular>;
-
-/// Numbers of the kernel for one head dimension and sets of query heads.
-template <int32_t HeadDim, int32_t Sets>
-struct attend_tuning {
-  static constexpr int32_t channels = HeadDim * Sets;   // of output that a lane has a share of
-  static constexpr int32_t blocks_per_multiprocessor =  // by registers
-      HeadDim > 160 ? 2 : (channels > 160 ? 3 : 4);
-  static constexpr int32_t stages = 3;      // tiles in a warp's ring
-  static constexpr int32_t own_stages = 2;  // beside what a warp keeps
-  static constexpr int32_t slots = stages + own_stages;
-};
-inline constexpr int32_t most_attend_blocks = 4;
-
-/// Whether a pass can serve two sets of query heads: where registers hold their output.
-template <int32_t HeadDim>
-inline constexpr bool fits_two_sets = HeadDim <= 128;
-
-template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>
-struct attend_shared {
-  static constexpr int32_t heads = Sets * set_heads;
-  using salient = tile_record<Policies, token_class::salient>;
-  using regular = tile_record<Policies, token_class::regular>;
-  template <class Tile>
-  static constexpr tile_size ring_tile_size() {
-    // 16-bit tiles are read from global memory.
-    if (!has_pairs(Tile::key_bits)) return {0, 0};
-    return {Tile::code_bytes(HeadDim), Tile::pair_bytes(HeadDim)};
-  }
-  using tuning = attend_tuning<HeadDim, Sets>;
-  static constexpr tile_size salient_copy = ring_tile_size<salient>();
-  static constexpr tile_size regular_copy = ring_tile_size<regular>();
-  /// Bulk copies are fast to and from multiples of 128.
-  static constexpr int64_t slot_bytes =
-      most<int64_t>(round_up<int64_t>(most(salient_copy.bytes(), regular_copy.bytes()), 128), 16);
-
-  /// What a warp keeps once the prompt's tiles are through its ring: the output of earlier
-  /// segments, and the queries for the segment and class that it works on. It takes the place of
-  /// the ring's last slots.
-  struct kept_state {
-    float out[heads][HeadDim];
-    folded_query<HeadDim, Sets> folded;
-  };
-  union warp_memory {
-    std::byte ring[tuning::stages][slot_bytes];
-    struct {
-      std::byte own_ring[tuning::own_stages][slot_bytes];
-      alignas(16) kept_state kept;
-    };
-    __device__ warp_memory() {}
-  };
-
-  alignas(128) warp_memory warps[attend_warps];
-  pass_queries<Storage, HeadDim, heads> queries;
-  alignas(16) Storage value_magnitudes[HeadDim];  // of the prompt's segment
-  union {
-    folded_query<HeadDim, Sets> folded[num_token_classes];  // for the prompt's segment, used first
-    alignas(16) uint32_t row_query[Sets][HeadDim / 16 * 2 * 32];  // operands for 16-bit tiles
-  };
-  float row_scale[heads];
-  float inverse_row_scale[heads];
-  block_states<heads> states;
-  ring_slot slots[attend_warps][tuning::slots];
-  attend_tasks tasks;
-  uint32_t arrival;
-
-  __device__ attend_shared() {}
-  __device__ const float* out_of(int32_t warp) const { return &warps[warp].kept.out[0][0]; }
-  /// The prompt's record lies in a slot that is not used until queries are folded with it.
-  static_assert(segment_record<Policies>::bytes(HeadDim) <= slot_bytes || slot_bytes == 16);
-  __device__ std::byte* prompt_record() { return warps[0].ring[tuning::stages - 1]; }
-};
-
-/// Where a warp's ring goes on. The ring of the warp's own tiles has slots after the other's and
-/// lies over its first ones in memory, since only one of them is in use.
-template <class Tuning, bool Own>
-struct ring_place {
-  static constexpr int32_t first = Own ? Tuning::stages : 0;
-  static constexpr int32_t size = Own ? Tuning::own_stages : Tuning::stages;
-  int32_t slot = first;
-  uint32_t parities = 0;  // one bit a slot: flips with every use
-
-  /// Every piece begins with the first slot, so that it is known which ones are free.
-  __device__ __forceinline__ void restart() { slot = first; }
-  __device__ __forceinline__ uint32_t parity() const { return parities >> slot & 1u; }
-  /// The slot `count` places ahead, at most all.
-  __device__ __forceinline__ int32_t ahead(int32_t count) const {
-    const int32_t target = slot + count;
-    return target < first + size ? target : target - size;
-  }
-  __device__ __forceinline__ void advance() {
-    parities ^= 1u << slot;
-    ++slot;
-    if (slot == first + size) slot = first;
-  }
-};
 
 /// One warp's view of a piece of work.
 template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>

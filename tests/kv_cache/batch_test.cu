@@ -185,7 +185,8 @@ TEST_CASE("kv_cache: a ragged batch on CUDA gives what its sequences give alone"
 // tiles happens to be.
 TEST_CASE("kv_cache: a batch of more sequences than blocks on CUDA gives what they give alone",
           "[kv_cache][cuda][batch]") {
-  const int32_t num_items = zipcache::detail::attend_max_blocks();
+  const int32_t num_items =
+      zipcache::detail::num_multiprocessors() * zipcache::detail::most_attend_blocks;
   auto cache = make_cache(num_items);
   const int32_t originals[] = {5, 4, 3};
   std::vector<device_tokens<f16>> data;

@@ -34,33 +34,59 @@ template <class Policies, class Storage>
 struct attend_kernel {
   void (*function)(device_layer<Policies, Storage>, attend_batch<Storage>, attend_division,
                    attend_workspace);
-  size_t shared_bytes;
-  int32_t blocks_per_multiprocessor;
   int32_t heads;  ///< query heads of a KV head that a block serves
+  int32_t warps;  ///< of a block
+  int32_t blocks_per_multiprocessor;
+  size_t shared_bytes;
 };
 
+/// Pages for a block from which on it should be a large one.
+inline constexpr int64_t pages_of_large_block = 32;
+
+/// @param slots  (items, KV heads, passes)
+/// Blocks have all the warps they can where each (item, KV head) has many of them, or may be long:
+/// then there is less to prepare and to merge. Otherwise smaller blocks end and begin beside one
+/// another, and less of them stands still while few warps have the window's tiles.
 template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>
-attend_kernel<Policies, Storage> make_tensor_core_kernel(size_t prefix_bytes) {
-  static_assert(attend_tuning<HeadDim, Sets>::blocks_per_multiprocessor * Sets * set_heads <=
+attend_kernel<Policies, Storage> make_tensor_core_kernel(int32_t slots, int32_t max_pages,
+                                                         size_t prefix_bytes) {
+  using tuning = attend_tuning<HeadDim, Sets>;
+  using shared_memory = attend_shared<Policies, Storage, HeadDim, Sets>;
+  static_assert(tuning::warps_per_multiprocessor / least_attend_warps * Sets * set_heads <=
                 most_resident_heads);
-  return {attend_tensor_core_kernel<Policies, Storage, HeadDim, Sets>,
-          sizeof(attend_shared<Policies, Storage, HeadDim, Sets>) + prefix_bytes,
-          attend_tuning<HeadDim, Sets>::blocks_per_multiprocessor, Sets * set_heads};
+  const auto bytes = [&](int32_t warps) { return shared_memory::bytes(warps) + prefix_bytes; };
+  const int64_t blocks = num_multiprocessors() * tuning::blocks_of_most_warps;
+  const bool many = 8 * slots <= blocks;
+  const bool maybe_long =
+      slots <= blocks && int64_t{max_pages} * slots >= pages_of_large_block * blocks;
+  const bool fit = static_cast<int64_t>(bytes(tuning::most_warps)) <= most_shared_bytes();
+  const bool large = fit && (many || maybe_long);
+  const int32_t warps = large ? tuning::most_warps : least_attend_warps;
+  return {attend_tensor_core_kernel<Policies, Storage, HeadDim, Sets>, Sets * set_heads, warps,
+          tuning::warps_per_multiprocessor / warps, bytes(warps)};
 }
 template <class Policies, class Storage, int32_t HeadDim, bool General>
-attend_kernel<Policies, Storage> make_attend_kernel(int32_t num_items, int32_t group) {
+attend_kernel<Policies, Storage> make_attend_kernel(const device_layer<Policies, Storage>& layer,
+                                                    int32_t num_items) {
+  const int32_t group = layer.group();
   const size_t prefix_bytes = (static_cast<size_t>(num_items) + 1) * sizeof(uint32_t);
   if constexpr (uses_tensor_cores<Policies> && !General) {
+    const auto slots = [&](int32_t heads) {
+      return num_items * layer.num_kv_heads * ceil_div(group, heads);
+    };
     if constexpr (fits_two_sets<HeadDim>) {
-      if (group > set_heads)
-        return make_tensor_core_kernel<Policies, Storage, HeadDim, 2>(prefix_bytes);
+      if (group > set_heads) {
+        return make_tensor_core_kernel<Policies, Storage, HeadDim, 2>(
+            slots(2 * set_heads), layer.max_pages, prefix_bytes);
+      }
     }
-    return make_tensor_core_kernel<Policies, Storage, HeadDim, 1>(prefix_bytes);
+    return make_tensor_core_kernel<Policies, Storage, HeadDim, 1>(slots(set_heads), layer.max_pages,
+                                                                  prefix_bytes);
   } else {
     static_assert(most_attend_blocks * general_heads <= most_resident_heads);
-    return {attend_general_kernel<Policies, Storage, HeadDim>,
-            round_up<size_t>(sizeof(general_shared<HeadDim>), 16) + prefix_bytes,
-            most_attend_blocks, general_heads};
+    return {attend_general_kernel<Policies, Storage, HeadDim>, general_heads, least_attend_warps,
+            most_attend_blocks,
+            round_up<size_t>(sizeof(general_shared<HeadDim>), 16) + prefix_bytes};
   }
 }
 
@@ -123,8 +149,8 @@ void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
       part.q += row_size * layer.head_dim;
       part.out += row_size * layer.head_dim;
       part.lse = batch.lse == nullptr ? nullptr : batch.lse + row_size;
-      const auto kernel = detail::make_attend_kernel<Policies, Storage, HeadDim, General>(
-          part.num_items, layer.group());
+      const auto kernel =
+          detail::make_attend_kernel<Policies, Storage, HeadDim, General>(layer, part.num_items);
       detail::check_cuda(
           "cudaFuncSetAttribute",
           cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -133,8 +159,8 @@ void attend(cuda_backend backend, const device_layer<Policies, Storage>& layer,
       const auto division = detail::attend_division::make(
           part.num_items * layer.num_kv_heads, blocks, ceil_div(layer.group(), kernel.heads));
       detail::launch_closely("the attend kernel", kernel.function, static_cast<unsigned>(blocks),
-                             detail::attend_threads, kernel.shared_bytes, backend.stream, layer,
-                             part, division, parts);
+                             static_cast<unsigned>(32 * kernel.warps), kernel.shared_bytes,
+                             backend.stream, layer, part, division, parts);
     }
   });
 }

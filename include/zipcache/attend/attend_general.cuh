@@ -8,7 +8,9 @@
 
 #include <zipcache/attend/attend_merge.cuh>
 #include <zipcache/attend/attend_schedule.cuh>
+#include <zipcache/attend/attend_tasks.cuh>
 #include <zipcache/attend/attend_tensor_core.cuh>
+#include <zipcache/core/launch.cuh>
 #include <zipcache/store/token_pair.hpp>
 
 namespace zipcache::detail {
@@ -19,8 +21,8 @@ inline constexpr int32_t general_heads = 4;
 template <int32_t HeadDim>
 struct general_shared {
   float q[general_heads][HeadDim];
-  float weights[attend_warps][general_heads][tile_tokens];
-  float out[attend_warps][general_heads][HeadDim];
+  float weights[least_attend_warps][general_heads][tile_tokens];
+  float out[least_attend_warps][general_heads][HeadDim];
   block_states<general_heads> states;
   attend_tasks tasks;
   uint32_t arrival;
@@ -71,7 +73,7 @@ class general_worker {
         lane_(static_cast<int32_t>(threadIdx.x) % 32) {}
 
   __device__ void run() {
-    for (int32_t unit = piece_.first + warp_; unit < piece_.last; unit += attend_warps) {
+    for (int32_t unit = piece_.first + warp_; unit < piece_.last; unit += block_warps()) {
       if (unit < count_.pages) {
         const page_entry entry = layer_.table_of(sequence_, piece_.head)[unit];
         const std::byte* record =
@@ -217,11 +219,11 @@ class general_worker {
 
 /// Decode attention of a batch over all cached tokens.
 /// grid: any number of blocks; each has an equal stretch of the units (attend_schedule.cuh)
-/// warp: every eighth unit of a stretch
+/// warp: every fourth unit of a stretch
 /// lane: a token of a tile for scores, channels lane + 32 * n for the output
 /// memory: general_shared, and the prefix sums of the batch behind it
 template <class Policies, class Storage, int32_t HeadDim>
-static __global__ void __launch_bounds__(attend_threads)
+static __global__ void __launch_bounds__(32 * least_attend_warps)
     attend_general_kernel(device_layer<Policies, Storage> layer, attend_batch<Storage> batch,
                           attend_division division, attend_workspace workspace) {
   extern __shared__ __align__(128) std::byte dynamic_memory[];
@@ -242,7 +244,7 @@ static __global__ void __launch_bounds__(attend_threads)
                                         HeadDim;
     const int32_t heads = least(general_heads, group - pass * general_heads);
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < general_heads * HeadDim;
-         i += attend_threads) {
+         i += block_threads()) {
       shared.q[i / HeadDim][i % HeadDim] =
           i < heads * HeadDim ? to_float(rows[i]) * (layer.sm_scale * log2_e) : 0.0f;
     }

@@ -75,6 +75,14 @@ struct head_state {
       if (HeadDim % 32 == 0 || channel < HeadDim) visit(round, channel);
     }
   }
+  /// Writes the lane's values to a row [HeadDim].
+  __device__ __forceinline__ void store(float* row) const {
+    for_each_channel([&](int32_t round, int32_t channel) { row[channel] = values[round]; });
+  }
+  /// The lane's channels of a row [HeadDim].
+  __device__ __forceinline__ static void load_row(const float* row, float (&x)[rounds]) {
+    for_each_channel([&](int32_t round, int32_t channel) { x[round] = row[channel]; });
+  }
   /// The lane's channels of a row [HeadDim] that other blocks may have written, aligned to 16
   /// bytes.
   __device__ __forceinline__ static void load_written_row(const float* row, float (&x)[rounds]) {
@@ -128,32 +136,52 @@ __device__ void write_output(const device_layer<Policies, Storage>& layer,
            1u << (row_of_interval % 32));
 }
 
-/// A block's share of one (item, head, pass) in shared memory, by warp: states [warps, heads], out
-/// [warps, heads, head_dim].
+/// A block's share of one (item, head, pass) in shared memory, by warp: what a softmax needs beside
+/// the output [warps, heads, head_dim], which stands elsewhere.
 template <int32_t Heads>
 struct block_states {
-  float maximum[attend_warps][Heads];
-  float sum[attend_warps][Heads];
+  float maximum[most_attend_warps][Heads];
+  float sum[most_attend_warps][Heads];
 };
 
-/// Merges the warps' states of one head. One warp.
+/// Merges one head's states of the first `shares` warps, in their order. One warp.
 template <int32_t HeadDim, int32_t Heads, class OutOf>
 __device__ head_state<HeadDim> merge_warps(const block_states<Heads>& states, const OutOf& out_of,
-                                           int32_t head) {
-  head_state<HeadDim> merged;
-  for (int32_t warp = 0; warp < attend_warps; ++warp) {
-    if (states.sum[warp][head] > 0.0f)
-      merged.maximum = fmaxf(merged.maximum, states.maximum[warp][head]);
-  }
-  for (int32_t warp = 0; warp < attend_warps; ++warp) {
-    const float sum = states.sum[warp][head];
-    if (!(sum > 0.0f)) continue;
-    const float factor = exp2_unit(states.maximum[warp][head] - merged.maximum);
-    const float* out = out_of(warp) + head * HeadDim;
-    merged.sum += factor * sum;
-    merged.for_each_channel([&](int32_t round, int32_t channel) {
-      merged.values[round] = fmaf(factor, out[channel], merged.values[round]);
-    });
+                                           int32_t shares, int32_t head) {
+  using state = head_state<HeadDim>;
+  const auto lane = static_cast<int32_t>(threadIdx.x) % 32;
+  // Every eight lanes know all warps.
+  const int32_t warp = lane % most_attend_warps;
+  const float sum = warp < shares ? states.sum[warp][head] : 0.0f;
+  const float maximum = sum > 0.0f ? states.maximum[warp][head] : -INFINITY;
+  float highest = maximum;
+#pragma unroll
+  for (int32_t step = 1; step < most_attend_warps; step *= 2)
+    highest = fmaxf(highest, __shfl_xor_sync(whole_warp, highest, step));
+  const float factor = sum > 0.0f ? exp2_unit(maximum - highest) : 0.0f;
+  state merged;
+  merged.maximum = highest;
+  merged.sum = factor * sum;
+#pragma unroll
+  for (int32_t step = 1; step < most_attend_warps; step *= 2)
+    merged.sum += __shfl_xor_sync(whole_warp, merged.sum, step);
+#pragma unroll
+  for (int32_t first = 0; first < most_attend_warps; first += least_attend_warps) {
+    if (first >= shares) break;
+    float rows[least_attend_warps][state::rounds];
+#pragma unroll
+    for (int32_t i = 0; i < least_attend_warps; ++i)
+      state::load_row(out_of(first + i) + head * HeadDim, rows[i]);
+#pragma unroll
+    for (int32_t i = 0; i < least_attend_warps; ++i) {
+      const float scale = __shfl_sync(whole_warp, factor, first + i);
+#pragma unroll
+      for (int32_t round = 0; round < state::rounds; ++round) {
+        // Where there was no token, there is no output either.
+        merged.values[round] =
+            fmaf(scale, scale > 0.0f ? rows[i][round] : 0.0f, merged.values[round]);
+      }
+    }
   }
   return merged;
 }
@@ -188,34 +216,42 @@ struct partial_states {
   }
 };
 
-/// Merges one head's partial states of teams [first, last], in their order. One warp; 16 states are
-/// on their way together, since every wait is for the L2 and there may be many.
+/// So many partial states are on their way together: every wait is for the L2, and there may be
+/// many.
+template <int32_t HeadDim>
+inline constexpr uint32_t teams_together = head_state<HeadDim>::rounds <= 4 ? 16 : 8;
+
+/// Merges one head's partial states of teams [first, last], every `step`th from `begin` on, in
+/// their order. One warp.
 template <int32_t Heads, int32_t HeadDim>
 __device__ head_state<HeadDim> merge_teams(const partial_states<Heads, HeadDim>& parts,
-                                           uint32_t first, uint32_t last, int32_t head) {
+                                           uint32_t first, uint32_t last, uint32_t begin,
+                                           uint32_t step, int32_t head) {
   using state = head_state<HeadDim>;
-  constexpr uint32_t together = state::rounds <= 4 ? 16 : 8;
+  constexpr uint32_t together = teams_together<HeadDim>;
   const auto lane = static_cast<uint32_t>(threadIdx.x % 32);
   state merged;
 #pragma unroll 1
-  for (uint32_t base = first; base <= last; base += together) {
+  for (uint32_t base = begin; base <= last; base += together * step) {
     float values[together][state::rounds] = {};
 #pragma unroll
     for (uint32_t i = 0; i < together; ++i) {
-      const uint32_t team = least(base + i, last);
-      state::load_written_row(parts.values(parts.of(team, team > first), head), values[i]);
+      const uint32_t team = base + i * step;
+      if (team <= last)
+        state::load_written_row(parts.values(parts.of(team, team > first), head), values[i]);
     }
     float maximum = -INFINITY;
     float sum = 0.0f;
-    if (lane < together && base + lane <= last) {
-      const float2 one = __ldcg(reinterpret_cast<const float2*>(
-          parts.softmax(parts.of(base + lane, base + lane > first), head)));
+    const uint32_t own = base + lane * step;
+    if (lane < together && own <= last) {
+      const float2 one =
+          __ldcg(reinterpret_cast<const float2*>(parts.softmax(parts.of(own, own > first), head)));
       sum = one.y;
       if (sum > 0.0f) maximum = one.x;
     }
     float highest = fmaxf(maximum, merged.maximum);
-    for (int32_t step = 1; step < 32; step *= 2)
-      highest = fmaxf(highest, __shfl_xor_sync(whole_warp, highest, step));
+    for (int32_t lanes = 1; lanes < 32; lanes *= 2)
+      highest = fmaxf(highest, __shfl_xor_sync(whole_warp, highest, lanes));
     const float kept = merged.sum > 0.0f ? exp2_unit(merged.maximum - highest) : 0.0f;
     const float factor = sum > 0.0f ? exp2_unit(maximum - highest) : 0.0f;
     merged.maximum = highest;
@@ -227,7 +263,7 @@ __device__ head_state<HeadDim> merge_teams(const partial_states<Heads, HeadDim>&
       const float scale = __shfl_sync(whole_warp, factor, i);
 #pragma unroll
       for (int32_t round = 0; round < state::rounds; ++round) {
-        // No weight: the last state again, or one of no token.
+        // No weight: no state, or one of no token.
         if (scale > 0.0f)
           merged.values[round] = fmaf(scale, values[i][round], merged.values[round]);
       }
@@ -237,55 +273,69 @@ __device__ head_state<HeadDim> merge_teams(const partial_states<Heads, HeadDim>&
 }
 
 /// Hands the block's merged state on: to the output if its team has the whole (item, head), else to
-/// the workspace, and if all other teams' parts are there already, merges them in order. A warp
-/// works on every so manieth query head.
+/// the workspace, and if all other teams' parts are there already, merges them: a warp a head, or
+/// two where there are many and warps enough, which leave what they have as if it were the block's
+/// own. out_of(warp) is what a warp has of the output in shared memory.
 template <int32_t HeadDim, int32_t Heads, class Policies, class Storage, class OutOf>
 __device__ void finish_piece(const device_layer<Policies, Storage>& layer,
                              const attend_batch<Storage>& batch, const attend_workspace& workspace,
                              const attend_piece& piece, const sequence_counts& count,
-                             const block_states<Heads>& states, const OutOf& out_of, int32_t passes,
+                             block_states<Heads>& states, const OutOf& out_of, int32_t passes,
                              uint32_t* arrival) {
   const int32_t pass = static_cast<int32_t>(blockIdx.x) % passes;
-  const auto team = blockIdx.x / static_cast<uint32_t>(passes);
   const int32_t group = layer.group();
   const int32_t heads = least(Heads, group - pass * Heads);
-  constexpr int32_t rounds = ceil_div(Heads, attend_warps);
-  head_state<HeadDim> merged[rounds];
-  // The warp's heads that there are, by round.
-  const auto for_each_head = [&](const auto& visit) {
-#pragma unroll
-    for (int32_t round = 0; round < rounds; ++round) {
-      const int32_t head = thread_of_block() / 32 + round * attend_warps;
-      if (head < heads) visit(head, merged[round]);
-    }
+  const partial_states<Heads, HeadDim> parts(workspace.partials, pass, passes);
+  const uint32_t teams = piece.last_team - piece.first_team + 1;
+  const auto write = [&](int32_t head, const head_state<HeadDim>& state) {
+    write_output(layer, batch, piece, count, piece.head * group + pass * Heads + head, state);
   };
-  for_each_head([&](int32_t head, head_state<HeadDim>& state) {
-    state = merge_warps<HeadDim>(states, out_of, head);
-  });
-  if (!piece.is_whole()) {
-    const partial_states<Heads, HeadDim> parts(workspace.partials, pass, passes);
-    float* const part = parts.of(team, !piece.begins);
-    for_each_head([&](int32_t head, const head_state<HeadDim>& state) {
-      float* values = parts.values(part, head);
-      state.for_each_channel(
-          [&](int32_t round, int32_t channel) { values[channel] = state.values[round]; });
+  bool complete = piece.is_whole();
+  int32_t shares = block_warps();
+#pragma unroll 1
+  for (;;) {
+    float* const part = parts.of(piece.team, !piece.begins);
+#pragma unroll 1
+    for (int32_t head = thread_of_block() / 32; head < heads; head += block_warps()) {
+      const auto state = merge_warps<HeadDim>(states, out_of, shares, head);
+      if (complete) {
+        write(head, state);
+        continue;
+      }
+      state.store(parts.values(part, head));
       *reinterpret_cast<float2*>(parts.softmax(part, head)) = {state.maximum, state.sum};
-    });
+    }
+    if (complete) return;
     uint32_t* const counter =
         workspace.arrivals +
         (static_cast<int64_t>(piece.item) * layer.num_kv_heads + piece.head) * passes + pass;
     __syncthreads();
     if (threadIdx.x == 0) *arrival = arrive(counter);
     __syncthreads();
-    if (*arrival != piece.last_team - piece.first_team) return;
+    if (*arrival + 1 != teams) return;
     if (threadIdx.x == 0) *counter = 0;  // ready for the next launch
-    for_each_head([&](int32_t head, head_state<HeadDim>& state) {
-      state = merge_teams(parts, piece.first_team, piece.last_team, head);
-    });
+    shares = teams > teams_together<HeadDim> && block_warps() >= 2 * Heads ? 2 : 1;
+#pragma unroll 1
+    for (int32_t i = thread_of_block() / 32; i < shares * Heads; i += block_warps()) {
+      const int32_t head = i % Heads;
+      const int32_t share = i / Heads;
+      if (head >= heads) continue;
+      const auto state = merge_teams(parts, piece.first_team, piece.last_team,
+                                     piece.first_team + static_cast<uint32_t>(share),
+                                     static_cast<uint32_t>(shares), head);
+      if (shares == 1) {
+        write(head, state);
+        continue;
+      }
+      state.store(out_of(share) + head * HeadDim);
+      if (threadIdx.x % 32 != 0) continue;
+      states.maximum[share][head] = state.maximum;
+      states.sum[share][head] = state.sum;
+    }
+    if (shares == 1) return;
+    __syncthreads();
+    complete = true;
   }
-  for_each_head([&](int32_t head, const head_state<HeadDim>& state) {
-    write_output(layer, batch, piece, count, piece.head * group + pass * Heads + head, state);
-  });
 }
 
 }  // namespace detail

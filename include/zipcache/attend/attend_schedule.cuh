@@ -1,12 +1,12 @@
 // How decode attention is divided over a GPU. All work is a line of units of about equal bytes: the
 // pages of every (sequence, KV head), then its 16-bit tiles. A fixed grid cuts that line into equal
 // pieces, so one launch serves any batch, ragged or not, and its lengths may change between replays
-// of a captured graph. How the pieces' results come together: attend_merge.cuh.
+// of a captured graph. What a block gets of it: attend_tasks.cuh. How results come together:
+// attend_merge.cuh.
 #pragma once
 
 #include <cstdint>
 
-#include <zipcache/core/launch.cuh>
 #include <zipcache/detail/warp.cuh>
 #include <zipcache/store/device_layer.cuh>
 
@@ -27,8 +27,11 @@ struct attend_batch {
 
 namespace detail {
 
-inline constexpr int32_t attend_warps = 4;
-inline constexpr int32_t attend_threads = attend_warps * 32;
+/// Warps of a block: four, or eight where the kernel can have them and a launch has work for them.
+inline constexpr int32_t least_attend_warps = 4;
+inline constexpr int32_t most_attend_warps = 8;
+__device__ __forceinline__ int32_t block_threads() { return static_cast<int32_t>(blockDim.x); }
+__device__ __forceinline__ int32_t block_warps() { return block_threads() / 32; }
 /// Items whose prefix sums a block keeps; longer batches are launched in parts.
 inline constexpr int32_t attend_max_items = 1024;
 
@@ -46,14 +49,19 @@ __device__ inline int32_t units_of_16_kib(const device_layer<Policies, Storage>&
   return layer.page_bytes > 12 << 10 ? 1 : 2;
 }
 
+/// Pages of 16 KiB that take as long as a block's first 16-bit tiles.
+__device__ __forceinline__ int32_t row_pages() {
+  return block_warps() == most_attend_warps ? 12 : 4;
+}
+
 /// Of a sequence's units, the first that is a 16-bit tile. They wait for another form of the
-/// queries and are taken by all warps together, so the first four cost what four pages of 16 KiB
-/// do: what is missing to that lies before them as units without work.
+/// queries and are taken by all warps together, so that the first few cost what some pages of
+/// 16 KiB do, as measured: what is missing to that lies before them as units without work.
 template <class Policies, class Storage>
 __device__ inline int32_t first_row_unit(const device_layer<Policies, Storage>& layer,
                                          const sequence_counts& count) {
   const int32_t tiles = window_tiles_in_use(layer, count) + ceil_div(count.sinks, tile_tokens);
-  return count.pages + (tiles > 0 ? most(0, attend_warps * units_of_16_kib(layer) - tiles) : 0);
+  return count.pages + (tiles > 0 ? most(0, row_pages() * units_of_16_kib(layer) - tiles) : 0);
 }
 
 /// Pages of a sequence, and its 16-bit tiles.
@@ -71,6 +79,7 @@ struct attend_piece {
   int32_t head;
   int32_t first;  ///< units [first, last) of the sequence; may be none
   int32_t last;
+  uint32_t team;        ///< whose piece it is
   uint32_t first_team;  ///< the (item, head) is the work of teams [first_team, last_team]
   uint32_t last_team;
   bool begins;  ///< with the (item, head)'s first unit
@@ -80,11 +89,9 @@ struct attend_piece {
 
 /// Units that an (item, head) has on the line beside its tiles where lengths differ, for what
 /// beginning with it takes. Without them the block that gets all the short sequences comes last.
-/// (19 sequences of 100 to 131072 tokens on an H200: 119 us with two of 16 KiB, 107 with four, 109
-/// with eight.)
 template <class Policies, class Storage>
 __device__ inline uint32_t begin_units(const device_layer<Policies, Storage>& layer) {
-  return 4 * static_cast<uint32_t>(units_of_16_kib(layer));
+  return static_cast<uint32_t>(block_warps() * units_of_16_kib(layer));
 }
 
 /// The line of all units and how teams share it; a team is a block for each pass over the query
@@ -98,6 +105,11 @@ struct attend_line {
   uint32_t parts;    ///< teams of a section
   uint32_t teams;
   uint32_t beside;  ///< units of an (item, head) that stand for no tile; they come first
+
+  /// What all heads of an item of `units` units take of the line.
+  __device__ static uint32_t on_line(uint32_t units, uint32_t beside, int32_t num_kv_heads) {
+    return units == 0 ? 0 : (units + beside) * static_cast<uint32_t>(num_kv_heads);
+  }
 
   /// @param beside  0 where all lengths are equal
   /// Sections are (item, head) where all are equally long and there is about a whole number of
@@ -131,63 +143,11 @@ struct attend_line {
   }
 };
 
-/// The counts of an item's sequence.
-template <class Policies, class Storage>
-__device__ __forceinline__ const sequence_counts& counts_of(
-    const device_layer<Policies, Storage>& layer, const attend_batch<Storage>& batch,
-    int32_t item) {
-  return layer.counts[batch.sequences[item]];
-}
-
-/// Units of an item, by one lane.
-template <class Policies, class Storage>
-__device__ uint32_t units_of_item(const device_layer<Policies, Storage>& layer,
-                                  const attend_batch<Storage>& batch, int32_t item) {
-  if (item >= batch.num_items) return 0;
-  return static_cast<uint32_t>(units_of(layer, counts_of(layer, batch, item)));
-}
-
-/// Fills prefix[i] = units of items before i, times heads; prefix [num_items + 1] in shared memory.
-/// One warp.
-template <class Policies, class Storage>
-__device__ attend_line plan_line(const device_layer<Policies, Storage>& layer,
-                                 const attend_batch<Storage>& batch, uint32_t max_teams,
-                                 uint32_t* prefix) {
-  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  const uint32_t expected = units_of_item(layer, batch, 0);
-  const uint32_t first_units = units_of_item(layer, batch, lane);
-  bool equal = true;
-  for (int32_t first = 0; first < batch.num_items; first += 32) {
-    const uint32_t units = first == 0 ? first_units : units_of_item(layer, batch, first + lane);
-    equal = equal && (first + lane >= batch.num_items || units == expected);
-  }
-  equal = __all_sync(whole_warp, equal);
-  const auto heads = static_cast<uint32_t>(layer.num_kv_heads);
-  const uint32_t beside = equal ? 0 : begin_units(layer);
-  uint32_t sum = 0;
-  for (int32_t first = 0; first < batch.num_items; first += 32) {
-    const int32_t item = first + lane;
-    const uint32_t units = first == 0 ? first_units : units_of_item(layer, batch, item);
-    const uint32_t own = units == 0 ? 0 : (units + beside) * heads;
-    uint32_t inclusive = own;
-#pragma unroll
-    for (int32_t step = 1; step < 32; step *= 2) {
-      const uint32_t below = __shfl_up_sync(whole_warp, inclusive, step);
-      if (lane >= step) inclusive += below;
-    }
-    if (item < batch.num_items) prefix[item] = sum + inclusive - own;
-    sum += __shfl_sync(whole_warp, inclusive, 31);
-  }
-  if (lane == 0) prefix[batch.num_items] = sum;
-  __syncwarp();
-  return attend_line::make(sum, static_cast<uint32_t>(batch.num_items) * heads, max_teams, beside);
-}
-
 /// The piece of units [unit, end) or what of it lies in the first (item, head) there; `unit` goes
 /// on to its end.
 __device__ inline attend_piece find_piece(const attend_line& line, const uint32_t* prefix,
-                                          int32_t num_items, int32_t num_kv_heads, uint32_t& unit,
-                                          uint32_t end) {
+                                          int32_t num_items, int32_t num_kv_heads, uint32_t passes,
+                                          uint32_t& unit, uint32_t end) {
   int32_t low = 0;
   int32_t high = num_items;  // the last item with prefix <= unit
   while (high - low > 1) {
@@ -208,29 +168,12 @@ __device__ inline attend_piece find_piece(const attend_line& line, const uint32_
   piece.head = static_cast<int32_t>(head);
   piece.first = static_cast<int32_t>(first - least(first, line.beside));
   piece.last = static_cast<int32_t>(last - least(last, line.beside));
+  piece.team = blockIdx.x / passes;
   piece.first_team = line.team_of(line_begin);
   piece.last_team = line.team_of(line_begin + total - 1);
   piece.begins = first == 0;
   unit += last - first;
   return piece;
-}
-
-/// Sequences without a token have no unit, so nobody else writes their output: zeros, and -inf as
-/// lse.
-template <class Policies, class Storage>
-__device__ void write_empty_items(const device_layer<Policies, Storage>& layer,
-                                  const attend_batch<Storage>& batch, const uint32_t* prefix) {
-  for (int32_t item = static_cast<int32_t>(blockIdx.x); item < batch.num_items;
-       item += static_cast<int32_t>(gridDim.x)) {
-    if (prefix[item + 1] > prefix[item]) continue;
-    const int64_t first_row = static_cast<int64_t>(item) * layer.num_qo_heads;
-    const int32_t values = layer.num_qo_heads * layer.head_dim;
-#pragma unroll 1
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < values; i += attend_threads) {
-      batch.out[first_row * layer.head_dim + i] = from_float<Storage>(0.0f);
-      if (i < layer.num_qo_heads && batch.lse != nullptr) batch.lse[first_row + i] = -INFINITY;
-    }
-  }
 }
 
 /// What the host knows of how a launch divides its work: nothing of lengths, which are on the
@@ -245,128 +188,52 @@ struct attend_division {
   /// Up to one team in eight may be left without work where that keeps (items, heads) apart.
   static attend_division make(int32_t slots, int32_t blocks, int32_t passes) {
     const int32_t max_teams = blocks / passes;
-    const int32_t for_each = max_teams / slots;
+    int32_t for_each = max_teams / slots;
     const bool suits = for_each * slots >= max_teams - max_teams / 8;
+    // States of 32 teams come together with one latency (attend_merge.cuh).
+    if (for_each > 32) for_each -= for_each % 32;
     return {static_cast<uint32_t>(passes), static_cast<uint32_t>(max_teams),
             suits ? static_cast<uint32_t>(for_each) : 0u};
   }
 };
 
-/// The pieces of a block, one after the other, in shared memory.
-struct attend_tasks {
-  attend_line line;
-  uint32_t unit;  ///< what is left of the block's stretch: [unit, end)
-  uint32_t end;
-  bool all_equal;      ///< all lengths; then there is no prefix
-  bool some;           ///< whether there is a piece at hand
-  attend_piece piece;  ///< the piece at hand
-  sequence_counts count;
+/// The part of an (item, head) that a block works on where all items are equally long.
+struct equal_part {
+  bool some;  ///< whether the block has work at all
+  uint32_t item;
+  uint32_t head;
+  uint32_t part;
+  uint32_t slot;  ///< item, head
 
-  /// Where all items are equally long, `teams_for_each` teams work on each (item, head), which is
-  /// known before any length is. So the block's own counts are on their way together with those
-  /// that must be equal to them, `start(sequence, item, head)` may begin with what needs no length,
-  /// and nothing is left to search. False if lengths differ or do not suit. Whole block.
-  template <class Policies, class Storage, class Start>
-  __device__ bool begin_equal(const device_layer<Policies, Storage>& layer,
-                              const attend_batch<Storage>& batch, const attend_division& division,
-                              Start&& start) {
-    const uint32_t for_each = division.teams_for_each;
-    if (for_each == 0) return false;
-    const auto heads = static_cast<uint32_t>(layer.num_kv_heads);
+  __device__ static equal_part of_block(const attend_division& division, uint32_t num_items,
+                                        uint32_t num_kv_heads) {
     const uint32_t team = blockIdx.x / division.passes;
-    const uint32_t slot = team / for_each;
-    const bool works = slot < static_cast<uint32_t>(batch.num_items) * heads;
-    const uint32_t item = works ? slot / heads : 0;
-    const uint32_t head = works ? slot - item * heads : 0;
-    // Two latencies for all: both sequences are asked for, then the counts of both.
-    auto other = static_cast<int32_t>(threadIdx.x);
-    const int32_t sequence = batch.sequences[item];
-    int32_t other_sequence = other < batch.num_items ? batch.sequences[other] : -1;
-    if (works) start(sequence, static_cast<int32_t>(item), static_cast<int32_t>(head));
-    const sequence_counts own = layer.counts[sequence];
-    int32_t other_units = other_sequence >= 0 ? units_of(layer, layer.counts[other_sequence]) : -1;
-    const int32_t units = units_of(layer, own);
-    bool equal = static_cast<uint32_t>(units) >= for_each;
-#pragma unroll 1
-    while (other_sequence >= 0) {
-      equal = equal && other_units == units;
-      other += attend_threads;
-      other_sequence = other < batch.num_items ? batch.sequences[other] : -1;
-      if (other_sequence >= 0) other_units = units_of(layer, layer.counts[other_sequence]);
-    }
-    if (threadIdx.x == 0) {
-      const uint32_t part = team - slot * for_each;
-      const uint32_t size = static_cast<uint32_t>(units) / for_each;
-      const uint32_t larger = static_cast<uint32_t>(units) - size * for_each;
-      const uint32_t first = size * part + least(part, larger);
-      unit = end = 0;
-      all_equal = true;
-      some = works;
-      piece.item = static_cast<int32_t>(item);
-      piece.sequence = sequence;
-      piece.head = static_cast<int32_t>(head);
-      piece.first = static_cast<int32_t>(first);
-      piece.last = static_cast<int32_t>(first + size + (part < larger ? 1 : 0));
-      piece.first_team = slot * for_each;
-      piece.last_team = piece.first_team + for_each - 1;
-      piece.begins = part == 0;
-      count = own;
-    }
-    return __syncthreads_and(equal) != 0;
+    equal_part result;
+    result.slot = team / division.teams_for_each;
+    result.part = team - result.slot * division.teams_for_each;
+    result.some = result.slot < num_items * num_kv_heads;
+    result.item = result.some ? result.slot / num_kv_heads : 0;
+    result.head = result.some ? result.slot - result.item * num_kv_heads : 0;
+    return result;
   }
-  /// Any lengths. The block's first warp, since the same instructions in every warp would only take
-  /// turns.
-  template <class Policies, class Storage>
-  __device__ void begin(const device_layer<Policies, Storage>& layer,
-                        const attend_batch<Storage>& batch, const attend_division& division,
-                        uint32_t* prefix) {
-    const uint32_t team = blockIdx.x / division.passes;
-    const attend_line planned = plan_line(layer, batch, division.max_teams, prefix);
-    if (threadIdx.x % 32 != 0) return;
-    line = planned;
-    unit = line.begin_of(team);
-    end = team < division.max_teams ? line.begin_of(team + 1) : unit;
-    all_equal = false;
-  }
-  /// The block's first warp.
-  template <class Policies, class Storage>
-  __device__ void next(const device_layer<Policies, Storage>& layer,
-                       const attend_batch<Storage>& batch, const uint32_t* prefix) {
-    if (threadIdx.x % 32 != 0) return;
-    some = unit < end;
-    if (!some) return;
-    piece = find_piece(line, prefix, batch.num_items, layer.num_kv_heads, unit, end);
-    piece.sequence = batch.sequences[piece.item];
-    count = layer.counts[piece.sequence];
+  /// @param units  of every item, at least one for each part
+  __device__ attend_piece piece(const attend_division& division, uint32_t units) const {
+    const uint32_t parts = division.teams_for_each;
+    const uint32_t size = units / parts;
+    const uint32_t larger = units - size * parts;  // so many first parts have one more
+    const uint32_t first = size * part + least(part, larger);
+    attend_piece piece;
+    piece.item = static_cast<int32_t>(item);
+    piece.head = static_cast<int32_t>(head);
+    piece.first = static_cast<int32_t>(first);
+    piece.last = static_cast<int32_t>(first + size + (part < larger ? 1 : 0));
+    piece.first_team = slot * parts;
+    piece.team = piece.first_team + part;
+    piece.last_team = piece.first_team + parts - 1;
+    piece.begins = part == 0;
+    return piece;
   }
 };
-
-/// Calls work() for every piece of the block, with all its threads. `prefix` [num_items + 1] in
-/// shared memory. start(sequence, item, head): see begin_equal; it was called for the piece where
-/// `tasks.all_equal`. Where it was called in vain, give_up() comes before the first piece.
-template <class Policies, class Storage, class Start, class GiveUp, class Work>
-__device__ void for_each_piece(const device_layer<Policies, Storage>& layer,
-                               const attend_batch<Storage>& batch, const attend_division& division,
-                               attend_tasks& tasks, uint32_t* prefix, Start&& start,
-                               GiveUp&& give_up, Work&& work) {
-  if (!tasks.begin_equal(layer, batch, division, start)) {
-    give_up();
-    if (threadIdx.x < 32) tasks.begin(layer, batch, division, prefix);
-    __syncthreads();
-  }
-#pragma unroll 1
-  for (;;) {
-    if (!tasks.all_equal) {
-      if (thread_of_block() < 32) tasks.next(layer, batch, prefix);
-      __syncthreads();
-    }
-    if (!tasks.some) break;
-    work();
-    if (tasks.all_equal) return;
-    __syncthreads();
-  }
-  if (!tasks.all_equal) write_empty_items(layer, batch, prefix);
-}
 
 }  // namespace detail
 }  // namespace zipcache

@@ -6,6 +6,7 @@
 
 #include <zipcache/attend/attend_merge.cuh>
 #include <zipcache/attend/attend_schedule.cuh>
+#include <zipcache/attend/attend_tasks.cuh>
 #include <zipcache/attend/folded_query.cuh>
 #include <zipcache/attend/tile_stream.cuh>
 #include <zipcache/store/tile.hpp>
@@ -15,21 +16,26 @@ namespace zipcache::detail {
 /// Numbers of the kernel for one head dimension and sets of query heads.
 template <int32_t HeadDim, int32_t Sets>
 struct attend_tuning {
-  static constexpr int32_t channels = HeadDim * Sets;   // of output that a lane has a share of
-  static constexpr int32_t blocks_per_multiprocessor =  // by registers
-      HeadDim > 160 ? 2 : (channels > 160 ? 3 : 4);
+  static constexpr int32_t channels = HeadDim * Sets;  // of output that a lane has a share of
+  static constexpr int32_t warps_per_multiprocessor =  // by registers
+      HeadDim > 160 ? 8 : (channels > 160 ? 12 : 16);
+  /// A block of more warps has less to prepare and to merge for its tiles; one alone on a
+  /// multiprocessor would leave it idle meanwhile.
+  static constexpr int32_t most_warps =
+      warps_per_multiprocessor >= 2 * most_attend_warps ? most_attend_warps : least_attend_warps;
+  static constexpr int32_t blocks_of_most_warps = warps_per_multiprocessor / most_warps;
   static constexpr int32_t stages = 3;      // tiles in a warp's ring
   static constexpr int32_t own_stages = 2;  // beside what a warp keeps
   static constexpr int32_t slots = stages + own_stages;
 };
-inline constexpr int32_t most_attend_blocks = 4;
+inline constexpr int32_t most_attend_blocks = 4;  // on a multiprocessor
 
 /// Whether a pass can serve two sets of query heads: where registers hold their output.
 template <int32_t HeadDim>
 inline constexpr bool fits_two_sets = HeadDim <= 128;
 
 template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>
-struct attend_shared {
+struct alignas(128) attend_shared {
   static constexpr int32_t heads = Sets * set_heads;
   using salient = tile_record<Policies, token_class::salient>;
   using regular = tile_record<Policies, token_class::regular>;
@@ -53,7 +59,7 @@ struct attend_shared {
     float out[heads][HeadDim];
     folded_query<HeadDim, Sets> folded;
   };
-  union warp_memory {
+  union alignas(128) warp_memory {
     std::byte ring[tuning::stages][slot_bytes];
     struct {
       std::byte own_ring[tuning::own_stages][slot_bytes];
@@ -62,7 +68,6 @@ struct attend_shared {
     __device__ warp_memory() {}
   };
 
-  alignas(128) warp_memory warps[attend_warps];
   pass_queries<Storage, HeadDim, heads> queries;
   alignas(16) Storage value_magnitudes[HeadDim];  // of the prompt's segment
   union {
@@ -72,15 +77,22 @@ struct attend_shared {
   float row_scale[heads];
   float inverse_row_scale[heads];
   block_states<heads> states;
-  ring_slot slots[attend_warps][tuning::slots];
+  ring_slot slots[tuning::most_warps][tuning::slots];
   attend_tasks tasks;
   uint32_t arrival;
 
   __device__ attend_shared() {}
-  __device__ const float* out_of(int32_t warp) const { return &warps[warp].kept.out[0][0]; }
+  /// Lies behind this, for as many warps as the block has.
+  __device__ warp_memory& warp(int32_t index) {
+    return reinterpret_cast<warp_memory*>(this + 1)[index];
+  }
+  ZIPCACHE_HOST_DEVICE static constexpr size_t bytes(int32_t warps) {
+    return sizeof(attend_shared) + static_cast<size_t>(warps) * sizeof(warp_memory);
+  }
+  __device__ float* out_of(int32_t index) { return &warp(index).kept.out[0][0]; }
   /// The prompt's record lies in a slot that is not used until queries are folded with it.
   static_assert(segment_record<Policies>::bytes(HeadDim) <= slot_bytes || slot_bytes == 16);
-  __device__ std::byte* prompt_record() { return warps[0].ring[tuning::stages - 1]; }
+  __device__ std::byte* prompt_record() { return warp(0).ring[tuning::stages - 1]; }
 };
 
 /// Where a warp's ring goes on. The ring of the warp's own tiles has slots after the other's and

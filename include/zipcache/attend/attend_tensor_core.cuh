@@ -7,10 +7,12 @@
 #include <zipcache/attend/attend_merge.cuh>
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/attend/attend_shared.cuh>
+#include <zipcache/attend/attend_tasks.cuh>
 #include <zipcache/attend/folded_query.cuh>
 #include <zipcache/attend/lane_state.cuh>
 #include <zipcache/attend/tensor_core_tile.cuh>
 #include <zipcache/attend/tile_stream.cuh>
+#include <zipcache/core/launch.cuh>
 #include <zipcache/detail/tensor_core.cuh>
 #include <zipcache/store/segment.hpp>
 
@@ -109,7 +111,7 @@ class piece_worker {
       if constexpr (has_row_class) sweep_rows();
       const int32_t first = most(piece_.first, rows_begin) + warp_;
 #pragma unroll 1
-      for (int32_t unit = first; unit < piece_.last; unit += attend_warps)
+      for (int32_t unit = first; unit < piece_.last; unit += block_warps())
         attend_row_tile(unit - rows_begin);
       if (has_row_class || first < piece_.last)
         fold([](int32_t, int32_t, int32_t, float sum) { return sum; });
@@ -135,9 +137,9 @@ class piece_worker {
                                      head * group + pass * pass_heads) *
                                         HeadDim;
     for (int32_t i = static_cast<int32_t>(threadIdx.x) * 8; i < pass_heads * HeadDim;
-         i += attend_threads * 8) {
+         i += block_threads() * 8) {
       const bool some = i < heads * HeadDim;
-      copy_16_bytes(&shared.queries.rows[i / HeadDim][i % HeadDim], some ? rows + i : rows, some);
+      begin_copy(&shared.queries.rows[i / HeadDim][i % HeadDim], some ? rows + i : rows, some);
     }
   }
   __device__ static void fetch_prompt_record(shared_memory& shared, const std::byte* record) {
@@ -151,8 +153,8 @@ class piece_worker {
   }
   __device__ static void copy_bytes(void* target, const std::byte* source, int32_t bytes) {
 #pragma unroll 1
-    for (int32_t i = static_cast<int32_t>(threadIdx.x) * 16; i < bytes; i += attend_threads * 16)
-      copy_16_bytes(static_cast<std::byte*>(target) + i, source + i, true);
+    for (int32_t i = static_cast<int32_t>(threadIdx.x) * 16; i < bytes; i += block_threads() * 16)
+      begin_copy(static_cast<std::byte*>(target) + i, source + i, true);
   }
   /// Waits for both. Whole block.
   __device__ void wait_for_queries() {
@@ -167,7 +169,7 @@ class piece_worker {
 
   /// The queries as (high, low) halves, for 16-bit tiles. Whole block.
   __device__ void prepare_row_queries() {
-    for (int32_t head = warp_; head < pass_heads; head += attend_warps) {
+    for (int32_t head = warp_; head < pass_heads; head += block_warps()) {
       float largest = 0.0f;
       for (int32_t channel = lane_; channel < HeadDim; channel += 32)
         largest = fmaxf(largest, fabsf(query(head, channel)));
@@ -184,7 +186,7 @@ class piece_worker {
     __syncthreads();
     constexpr int32_t words = blocks * 2 * 32;  // of a set
     for (int32_t index = static_cast<int32_t>(threadIdx.x); index < Sets * words;
-         index += attend_threads) {
+         index += block_threads()) {
       const int32_t set = index / words;
       const int32_t i = index % words;
       // Operand B: word (block, r) of lane 4 * g + t holds channels 16 * block + 8 * r + 2 * t +
@@ -227,8 +229,8 @@ class piece_worker {
     const int32_t first = most(piece_.first, prompt_end);
     const int32_t pages = pages_end - first;
     if (pages <= 0) return;
-    list<true> tiles(layer_, count_, table, first + pages * warp_ / attend_warps,
-                     first + pages * (warp_ + 1) / attend_warps);
+    list<true> tiles(layer_, count_, table, first + pages * warp_ / block_warps(),
+                     first + pages * (warp_ + 1) / block_warps());
     start_ring(tiles, own_ring_);
     sweep(tiles, own_ring_);
   }
@@ -261,7 +263,7 @@ class piece_worker {
   }
   template <bool Own>
   __device__ std::byte* ring_memory(int32_t slot) const {
-    return shared_.warps[warp_].ring[slot - place<Own>::first];
+    return shared_.warp(warp_).ring[slot - place<Own>::first];
   }
 
   /// A segment's record is on its way to L1 when its first tile is.
@@ -314,7 +316,7 @@ class piece_worker {
     if constexpr (!Own) {
       folded_ = &shared_.folded[static_cast<int32_t>(mark.which())];
     } else {
-      folded_query<HeadDim, Sets>& folded = shared_.warps[warp_].kept.folded;
+      folded_query<HeadDim, Sets>& folded = shared_.warp(warp_).kept.folded;
       folded_ = &folded;
       __syncwarp();
 #pragma unroll 1
@@ -335,10 +337,11 @@ class piece_worker {
                           segment_record<Policies>::value_magnitudes_offset(HeadDim))
                     : shared_.value_magnitudes);
   }
-  /// The prompt's parameters into the queries: each warp has a class and four heads, or two where
-  /// there is one set. Whole block.
+  /// The prompt's parameters into the queries: of the first four warps, each has a class and four
+  /// heads, or two where there is one set. Whole block.
   __device__ void fold_prompt_queries() {
-    static_assert(attend_warps == 2 * num_token_classes);
+    static_assert(least_attend_warps == 2 * num_token_classes);
+    if (warp_ >= least_attend_warps) return;
     const int32_t index = warp_ / 2;
     const auto which = static_cast<token_class>(index);
     if ((which == token_class::salient && has_pairs(salient_bits)) ||
@@ -589,7 +592,7 @@ class piece_worker {
   __device__ void fold(Value&& value_of) {
 #pragma unroll
     for (int32_t set = 0; set < Sets; ++set) {
-      float* const out = shared_.warps[warp_].kept.out[set * set_heads + lane_ % 4];
+      float* const out = shared_.warp(warp_).kept.out[set * set_heads + lane_ % 4];
       const float maximum = state_.maximum[set];
       float& stored_maximum = state_.stored_maximum[set];
       const bool first = !(stored_maximum > -INFINITY);
@@ -644,10 +647,11 @@ class piece_worker {
 /// warp: a share of the stretch's tiles, by itself; states meet in shared memory at the end of a
 /// (sequence, head)
 /// lane: query head lane % 4 of each set, tokens and channels lane / 4 + 8 * n
-/// memory: attend_shared, and the prefix sums of the batch behind it
+/// block: four warps, or as many as attend_tuning allows
+/// memory: attend_shared, the memory of its warps, and the prefix sums of the batch behind it
 template <class Policies, class Storage, int32_t HeadDim, int32_t Sets>
-static __global__ void __launch_bounds__(attend_threads,
-                                         attend_tuning<HeadDim, Sets>::blocks_per_multiprocessor)
+static __global__ void __launch_bounds__(32 * attend_tuning<HeadDim, Sets>::most_warps,
+                                         attend_tuning<HeadDim, Sets>::blocks_of_most_warps)
     attend_tensor_core_kernel(device_layer<Policies, Storage> layer, attend_batch<Storage> batch,
                               attend_division division, attend_workspace workspace) {
   extern __shared__ __align__(128) std::byte dynamic_memory[];
@@ -655,8 +659,9 @@ static __global__ void __launch_bounds__(attend_threads,
   using worker = piece_worker<Policies, Storage, HeadDim, Sets>;
   using tuning = attend_tuning<HeadDim, Sets>;
   shared_memory& shared = *reinterpret_cast<shared_memory*>(dynamic_memory);
-  uint32_t* const prefix = reinterpret_cast<uint32_t*>(dynamic_memory + sizeof(shared_memory));
-  if (threadIdx.x < attend_warps * tuning::slots) shared.slots[0][threadIdx.x].init();
+  uint32_t* const prefix =
+      reinterpret_cast<uint32_t*>(dynamic_memory + shared_memory::bytes(block_warps()));
+  if (thread_of_block() < block_warps() * tuning::slots) shared.slots[0][thread_of_block()].init();
   ring_place<tuning, false> ring;
   ring_place<tuning, true> own_ring;
   const auto pass = [&] { return static_cast<int32_t>(blockIdx.x % division.passes); };

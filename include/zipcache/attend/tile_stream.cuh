@@ -6,6 +6,7 @@
 
 #include <zipcache/attend/attend_schedule.cuh>
 #include <zipcache/attend/tensor_core_tile.cuh>
+#include <zipcache/detail/tensor_core.cuh>
 #include <zipcache/store/device_layer.cuh>
 
 /// Whether tiles come by bulk copies (TMA). 0 gives newer GPUs the way of sm_80; the same in a
@@ -18,18 +19,6 @@ namespace zipcache::detail {
 
 __device__ inline uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-}
-
-/// Copies 16 bytes from global to shared memory, or zeros if there is nothing to copy, while the
-/// thread goes on.
-__device__ __forceinline__ void copy_16_bytes(void* target, const void* source, bool some) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
-               "l"(source), "r"(some ? 16 : 0)
-               : "memory");
-}
-/// Waits for all such copies of the thread.
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 /// A tile in one word: its tokens, class and segment.
@@ -101,7 +90,7 @@ struct alignas(16) ring_slot {
 #else
     for (int32_t offset = static_cast<int32_t>(threadIdx.x) % 32 * 16; offset < bytes;
          offset += 512) {
-      copy_16_bytes(target + offset, source + offset, true);
+      begin_copy(target + offset, source + offset, true);
     }
 #endif
   }
@@ -134,15 +123,14 @@ struct alignas(16) ring_slot {
 
 /// Lists the tiles of some pages for a warp, which works together on the list: every lane holds
 /// what there is to know of one tile. In one of two orders:
-///   shared  a warp's share of the tiles of one segment, every attend_warps-th, so that the warps
-///   of
-///           a block together read memory in its order; of 32 pages the salient tiles, then the
-///           regular ones, since going from one class to the other costs something
+///   shared  a warp's share of the tiles of one segment, every so manieth as there are warps, so
+///           that the warps of a block together read memory in its order; of 32 pages the salient
+///           tiles, then the regular ones, since going from one class to the other costs something
 ///   own     all tiles, page by page as they lie in memory, of any number of segments
 template <class Policies, class Storage, int32_t HeadDim, bool Own>
 class tile_list {
  public:
-  /// The warp's tiles of pages [first, last): its share (one of attend_warps) of those of one
+  /// The warp's tiles of pages [first, last): its share (one of the block's) of those of one
   /// segment, or all of them, which must lie behind the prompt's.
   __device__ tile_list(const device_layer<Policies, Storage>& layer, const sequence_counts& count,
                        const page_entry* table, int32_t first, int32_t last, int32_t share = 0)
@@ -170,8 +158,8 @@ class tile_list {
     regular_ = static_cast<int32_t>(ends >> 16);
     if constexpr (!Own) {
       // Whoever gets one salient tile more gets no regular one more.
-      salient_ = (salient_ + attend_warps - 1 - share_) / attend_warps;
-      regular_ = (regular_ + share_) / attend_warps;
+      salient_ = (salient_ + block_warps() - 1 - share_) >> warps_log2();
+      regular_ = (regular_ + share_) >> warps_log2();
     }
     describe_tiles(page);
     described_ = least(total(), taken_ + 32);
@@ -202,6 +190,8 @@ class tile_list {
     uint32_t ends;
   };
 
+  /// A block has four or eight warps.
+  __device__ static int32_t warps_log2() { return block_warps() == 8 ? 3 : 2; }
   __device__ int32_t lane() const { return static_cast<int32_t>(threadIdx.x) % 32; }
   __device__ std::byte* shuffled(std::byte* pointer) const {
     return reinterpret_cast<std::byte*>(
@@ -235,9 +225,9 @@ class tile_list {
     const bool in_low_half = index < salient_;
     uint32_t tile = static_cast<uint32_t>(index);
     if constexpr (!Own) {
-      tile = static_cast<uint32_t>(in_low_half ? index * attend_warps + share_
-                                               : (index - salient_) * attend_warps + attend_warps -
-                                                     1 - share_);
+      const int32_t turn = in_low_half ? index : index - salient_;
+      const int32_t place = in_low_half ? share_ : block_warps() - 1 - share_;
+      tile = static_cast<uint32_t>((turn << warps_log2()) + place);
     }
     // The first page whose count goes beyond the tile.
     const auto end_of = [&](int32_t page) {

@@ -80,6 +80,10 @@ __device__ __forceinline__ void begin_copy(void* shared, const void* global, boo
                "r"(bytes)
                : "memory");
 }
+/// Waits for all such copies of the thread.
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
 __device__ __forceinline__ void end_copy_group() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

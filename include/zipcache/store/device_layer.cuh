@@ -35,14 +35,15 @@ inline constexpr bool runs_on_cuda =
 /// Counts of one sequence in one layer. Segments are a first one of any size (the prompt's, or what
 /// a flush leaves of its interval when it pins sinks), if there is one, and then one for each
 /// interval, all of the same size.
-struct sequence_counts {
-  int32_t sealed = 0;         ///< tokens in sinks and segments
-  int32_t sinks = 0;          ///< tokens pinned in 16 bits
-  int32_t window_first = 0;   ///< ring slot of the oldest token in the window
-  int32_t window = 0;         ///< tokens in the window
-  int32_t prompt_tokens = 0;  ///< tokens of the first segment if it is not an interval's
-  int32_t prompt_pages = 0;   ///< pages of each head that it has
+/// The first four say how long attention takes, so they are read together.
+struct alignas(16) sequence_counts {
   int32_t pages = 0;          ///< pages of each head that all segments have
+  int32_t window = 0;         ///< tokens in the window
+  int32_t window_first = 0;   ///< ring slot of the oldest token in the window
+  int32_t sinks = 0;          ///< tokens pinned in 16 bits
+  int32_t prompt_pages = 0;   ///< pages of each head that `prompt_tokens` have
+  int32_t prompt_tokens = 0;  ///< tokens of the first segment if it is not an interval's
+  int32_t sealed = 0;         ///< tokens in sinks and segments
   int32_t segments = 0;
   int32_t intervals = 0;  ///< flushes of the window since probes were planned
 

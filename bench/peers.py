@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Attention side by side on one GPU: this library's benchmark and PyTorch's fp16 kernels.
 
-    bench/peers.py build/release/bench/zipcache_cuda_bench [table.md] [--peer PROGRAM]
+    bench/peers.py build/release/bench/zipcache_cuda_bench [table.md] [--peer PROGRAM] [--repetitions N]
                                                                            (needs PyTorch with CUDA)
 
 Runs the library's benchmark first, then times scaled_dot_product_attention with the same shapes
@@ -28,19 +28,20 @@ PROMPTS = [(8, 4096), (1, 32768)]
 OURS = ["paper", "keys_4_values_2"]
 
 
-def run_ours(binary):
-    """name of a benchmark -> its median run."""
+def run_ours(binary, repetitions):
+    """name of a benchmark -> its median run, or its only one."""
     with tempfile.TemporaryDirectory() as folder:
         report = os.path.join(folder, "report.json")
         subprocess.run([binary, "--benchmark_filter=attend/cuda/(paper|keys_4_values_2)/|saliency/cuda/|"
                         "store/cuda/paper/",
-                        "--benchmark_repetitions=5", "--benchmark_min_time=0.05",
+                        f"--benchmark_repetitions={repetitions}", "--benchmark_min_time=0.05",
                         f"--benchmark_out={report}", "--benchmark_out_format=json"],
                        check=True, stdout=subprocess.DEVNULL)
         with open(report) as file:
             runs = json.load(file)["benchmarks"]
     return {run["run_name"].removesuffix("/manual_time"): run for run in runs
-            if run.get("aggregate_name") == "median"}
+            if run.get("aggregate_name", "median") == "median" and
+            (repetitions == 1 or "aggregate_name" in run)}
 
 
 def microseconds(run):
@@ -151,8 +152,8 @@ def prefill_lines(torch, ours, peers):
     return lines
 
 
-def main(binary, target, program):
-    ours = run_ours(binary)
+def main(binary, target, program, repetitions):
+    ours = run_ours(binary, repetitions)
     others = run_program(program) if program else {}
     import torch
     from torch.nn.attention import SDPBackend
@@ -187,5 +188,7 @@ if __name__ == "__main__":
     parser.add_argument("binary")
     parser.add_argument("target", nargs="?")
     parser.add_argument("--peer", metavar="PROGRAM")
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N",
+                        help="runs of the library's benchmark, most of whose time is preparation")
     arguments = parser.parse_args()
-    main(arguments.binary, arguments.target, arguments.peer)
+    main(arguments.binary, arguments.target, arguments.peer, arguments.repetitions)

@@ -188,12 +188,15 @@ struct attend_division {
   /// Up to one team in eight may be left without work where that keeps (items, heads) apart.
   static attend_division make(int32_t slots, int32_t blocks, int32_t passes) {
     const int32_t max_teams = blocks / passes;
+    const auto suits = [&](int32_t for_each) {
+      return for_each * slots >= max_teams - max_teams / 8;
+    };
     int32_t for_each = max_teams / slots;
-    const bool suits = for_each * slots >= max_teams - max_teams / 8;
     // States of 32 teams come together with one latency (attend_merge.cuh).
-    if (for_each > 32) for_each -= for_each % 32;
+    const int32_t in_rounds = for_each - for_each % 32;
+    if (suits(in_rounds)) for_each = in_rounds;
     return {static_cast<uint32_t>(passes), static_cast<uint32_t>(max_teams),
-            suits ? static_cast<uint32_t>(for_each) : 0u};
+            suits(for_each) ? static_cast<uint32_t>(for_each) : 0u};
   }
 };
 

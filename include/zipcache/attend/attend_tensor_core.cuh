@@ -69,8 +69,7 @@ class piece_worker {
         shared_(shared),
         piece_(shared.tasks.piece),
         count_(shared.tasks.count),
-        sequence_(piece_.sequence),
-        visible_window_(count_.window - (batch.hidden != nullptr ? batch.hidden[piece_.item] : 0)),
+        batch_(batch),
         ring_(ring),
         own_ring_(own_ring) {
     const int32_t thread = thread_of_block();
@@ -123,7 +122,7 @@ class piece_worker {
   __device__ void prefetch_record(int32_t segment, int32_t line) {
     if (line * 128 < segment_record<Policies>::bytes(HeadDim)) {
       asm volatile("prefetch.global.L1 [%0];" ::"l"(
-          layer_.record_of(sequence_, segment, piece_.head) + line * 128));
+          layer_.record_of(piece_.sequence, segment, piece_.head) + line * 128));
     }
   }
 
@@ -212,7 +211,7 @@ class piece_worker {
   __device__ void sweep_codes() {
     const int32_t pages_end = least(piece_.last, count_.pages);
     const int32_t prompt_end = least(pages_end, count_.prompt_pages);
-    const page_entry* table = layer_.table_of(sequence_, piece_.head);
+    const page_entry* table = layer_.table_of(piece_.sequence, piece_.head);
     ring_slot::order_after_stores();
     if (piece_.first < prompt_end) {
       // The first tiles are on their way while the queries are prepared.
@@ -322,7 +321,7 @@ class piece_worker {
 #pragma unroll 1
       for (int32_t set = 0; set < Sets; ++set) {
         fold_query<Policies, 8>(folded, shared_.queries, query_scale(),
-                                layer_.record_of(sequence_, mark.segment(), piece_.head),
+                                layer_.record_of(piece_.sequence, mark.segment(), piece_.head),
                                 mark.which(), set, 0, lane_);
       }
       __syncwarp();
@@ -333,7 +332,7 @@ class piece_worker {
     if (at_.word == tile_mark::none) return;
     if (at_.which() == token_class::salient) change_places<salient_bits, regular_bits>();
     end_segment(Own ? reinterpret_cast<const Storage*>(
-                          layer_.record_of(sequence_, at_.segment(), piece_.head) +
+                          layer_.record_of(piece_.sequence, at_.segment(), piece_.head) +
                           segment_record<Policies>::value_magnitudes_offset(HeadDim))
                     : shared_.value_magnitudes);
   }
@@ -478,7 +477,7 @@ class piece_worker {
 
   /// Tiles of a class that is kept in 16 bits, of all segments.
   __device__ void sweep_rows() {
-    list<false> tiles(layer_, count_, layer_.table_of(sequence_, piece_.head), piece_.first,
+    list<false> tiles(layer_, count_, layer_.table_of(piece_.sequence, piece_.head), piece_.first,
                       least(piece_.last, count_.pages), warp_);
 #pragma unroll 1
     for (;;) {
@@ -500,8 +499,8 @@ class piece_worker {
     const int32_t index = unit - rows_begin;
     const int32_t in_window = window_tiles_in_use(layer_, count_);
     const Storage* tile = index < in_window
-                              ? layer_.window_tile(sequence_, piece_.head, index)
-                              : layer_.sink_tile(sequence_, piece_.head, index - in_window);
+                              ? layer_.window_tile(piece_.sequence, piece_.head, index)
+                              : layer_.sink_tile(piece_.sequence, piece_.head, index - in_window);
     constexpr int32_t bytes = 2 * tile_tokens * HeadDim * static_cast<int32_t>(sizeof(Storage));
     if (lane_ == 0) prefetch_bytes(tile, bytes);
   }
@@ -512,15 +511,17 @@ class piece_worker {
     const int32_t in_window = window_tiles_in_use(layer_, count_);
     if (index < in_window) {
       const int32_t slots = layer_.window_tiles * tile_tokens;
-      attend_rows_tile(layer_.window_tile(sequence_, piece_.head, index), [&](int32_t token) {
+      const int32_t visible_window =
+          count_.window - (batch_.hidden != nullptr ? batch_.hidden[piece_.item] : 0);
+      attend_rows_tile(layer_.window_tile(piece_.sequence, piece_.head, index), [&](int32_t token) {
         // 0 is the window's oldest token.
         int32_t age = index * tile_tokens + token - count_.window_first;
         if (age < 0) age += slots;
-        return age < visible_window_;
+        return age < visible_window;
       });
     } else {
       const int32_t left = count_.sinks - (index - in_window) * tile_tokens;
-      attend_rows_tile(layer_.sink_tile(sequence_, piece_.head, index - in_window),
+      attend_rows_tile(layer_.sink_tile(piece_.sequence, piece_.head, index - in_window),
                        [left](int32_t token) { return token < left; });
     }
   }
@@ -628,8 +629,7 @@ class piece_worker {
   shared_memory& shared_;
   const attend_piece& piece_;
   const sequence_counts& count_;
-  int32_t sequence_;
-  int32_t visible_window_;
+  const attend_batch<Storage>& batch_;
   int32_t warp_;
   int32_t lane_;
   int32_t pending_ = 0;  // tiles in the ring

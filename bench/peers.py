@@ -39,9 +39,9 @@ def run_ours(binary, repetitions):
                        check=True, stdout=subprocess.DEVNULL)
         with open(report) as file:
             runs = json.load(file)["benchmarks"]
+    wanted = "median" if repetitions > 1 else None
     return {run["run_name"].removesuffix("/manual_time"): run for run in runs
-            if run.get("aggregate_name", "median") == "median" and
-            (repetitions == 1 or "aggregate_name" in run)}
+            if run.get("aggregate_name") == wanted}
 
 
 def microseconds(run):
